@@ -1,0 +1,354 @@
+"""Reproduction cards at work: gather logs, publish verdicts, check them again, show them.
+
+Everything of a card is in `book/cards`: `<chapter>.yaml` (registered, by hand), `logs/` (by
+`collect`) and `<chapter>.results.json` (by `publish`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minisearch import stats
+from minisearch.cells import Cell, code_key, read_json
+from minisearch.claims import Card, cards_folder
+from minisearch.errors import InputError
+from minisearch.logs import Logs, Record, read_logs, read_rows, read_run, write_logs
+from minisearch.storage import atomic_write, build_dir, project_root
+from minisearch.verdicts import evaluate
+
+EQUAL = {"deterministic": 1e-9, "trained": 1e-6}  # of a recheck on the machine of the log
+RECHECK_LEVEL = 0.999  # elsewhere; a check that runs on every push must not cry wolf
+LIVE_LEVEL = 0.95  # of a page's own run, both arms of the primary claim together
+
+
+def logs_of(chapter: str) -> Logs:
+    """The committed log of a chapter."""
+    return read_logs(cards_folder() / "logs", chapter)
+
+
+def load_cells(chapter: str) -> list[Record]:
+    """Every logged cell of a chapter, at any setting of its dials."""
+    return list(logs_of(chapter).records.values())
+
+
+def collect(chapter: str, run_root: Path | None = None) -> Logs:
+    """Gather the complete runs of a chapter's grid into its log; cells not run again stay in it.
+
+    Args:
+        run_root: holds `<chapter>/<profile>/<cell>/`; `_build/runs` by default.
+
+    Raises:
+        InputError: for a run that lacks a field, or a log larger than may be committed.
+    """
+    import pandas
+
+    card, logs = Card.read(chapter), logs_of(chapter)
+    records, frames = dict(logs.records), dict[str, Any](logs.by_cell)
+    root = (run_root or build_dir() / "runs") / chapter / card.grid.profile
+    for file in sorted(root.glob("[!.]*/run.json")):
+        record = read_run(file.parent)
+        name = record.cell.folder_name
+        if file.parent.name == name and card.wants(record.cell):
+            records[name] = record
+            frames[name] = read_rows(file.parent, record.cell, card.logged_metrics(record.cell))
+    records = {name: r for name, r in sorted(records.items()) if card.wants(r.cell)}
+    kept = [frames[name] for name in records if frames.get(name) is not None]
+    rows = pandas.concat(kept, ignore_index=True) if kept else None
+    gathered = Logs(records, rows, logs.rechecks)
+    write_logs(gathered, cards_folder() / "logs", chapter)
+    return gathered
+
+
+def publish(chapter: str) -> dict[str, Any]:
+    """Evaluate a chapter's committed log, and write `<chapter>.results.json`."""
+    results = evaluate(Card.read(chapter), logs_of(chapter))
+    text = json.dumps(results, indent=1, sort_keys=True) + "\n"
+    atomic_write(cards_folder() / f"{chapter}.results.json", text)
+    return results
+
+
+# --- checking again -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of a cell, logged and run again: "equal", "as predicted" or "different"."""
+
+    cell: Cell
+    metric: str
+    logged: float
+    fresh: float
+    outcome: str
+
+
+def recheck(
+    card: Card,
+    logs: Logs,
+    run_cell: Callable[[Cell], Path],
+    rng: np.random.Generator,
+    per_arm: bool = False,
+) -> list[Comparison]:
+    """Run one random cheap cell again, or one of each arm, and compare it with the log.
+
+    Equal numbers in every arm clear STALE: the current code key joins the log's rechecks.
+
+    Args:
+        run_cell: runs a cell afresh, whatever is complete, and returns its folder.
+    """
+    compared: list[Comparison] = []
+    fresh: list[Record] = []
+    for cell in _drawn(card, logs, rng, per_arm):
+        fresh.append(read_run(run_cell(cell)))
+        compared += _compared(card, logs, logs.records[cell.folder_name], fresh[-1])
+    keys = {record.code_key for record in fresh}
+    if per_arm and len(keys) == 1 and all(row.outcome == "equal" for row in compared):
+        names = [record.cell.folder_name for record in fresh]
+        entry = {"code_key": keys.pop(), "date": fresh[-1].date, "cells": names}
+        logs.rechecks.append(entry | {"commit": fresh[-1].commit, "machine": fresh[-1].machine})
+        write_logs(logs, cards_folder() / "logs", card.chapter)
+    return compared
+
+
+def _drawn(card: Card, logs: Logs, rng: np.random.Generator, per_arm: bool) -> Iterator[Cell]:
+    """A random cell of each logged arm, or one cell among the cheapest quarter of the arms."""
+    arms: dict[str, list[Record]] = {}
+    for record in logs.records.values():
+        arms.setdefault(record.cell.arm, []).append(record)
+    if not arms:
+        where, remedy = f"card of {card.chapter}", "run and collect its grid first."
+        raise InputError(where, "an empty log", "logged cells", remedy)
+    if not per_arm:
+        cost = {arm: np.mean([r.cpu_seconds or 0.0 for r in group]) for arm, group in arms.items()}
+        cheapest = sorted(arms, key=lambda arm: cost[arm])[: -(-len(arms) // 4)]
+        arms = {"cheap": [record for arm in cheapest for record in arms[arm]]}
+    for group in arms.values():
+        yield group[rng.integers(len(group))].cell
+
+
+def _compared(card: Card, logs: Logs, logged: Record, fresh: Record) -> Iterator[Comparison]:
+    """Metric by metric; on another machine the small buckets of a trained arm are left out."""
+    arm = logged.cell.arm
+    kind = card.arms[arm].seeds
+    here = (
+        logged.machine.get("cpu") == fresh.machine.get("cpu") and logged.versions == fresh.versions
+    )
+    exact = kind == "deterministic" or here
+    for name, value in logged.metrics.items():
+        if not name.startswith(f"{arm}/") or not (exact or name.count("/") == 1):
+            continue
+        again = fresh.metrics.get(name, float("nan"))
+        outcome = "different"
+        if abs(again - value) <= EQUAL[kind]:
+            outcome = "equal"
+        elif not exact:
+            low, high = _predicted(logs, logged.cell, name, RECHECK_LEVEL)
+            outcome = "as predicted" if low <= again <= high else "different"
+        yield Comparison(logged.cell, name, value, again, outcome)
+
+
+def _predicted(logs: Logs, like: Cell, metric: str, level: float) -> tuple[float, float]:
+    """Where one more seed of a cell's arm would fall in its world; empty below two seeds."""
+    values = [
+        record.metrics[metric]
+        for record in logs.records.values()
+        if metric in record.metrics
+        and asdict(record.cell) == {**asdict(like), "seed": record.cell.seed}
+    ]
+    return stats.prediction_interval(np.array(values), level) if len(values) > 1 else (1.0, 0.0)
+
+
+def live_check(
+    chapter: str, profile: str, world_seed: int, metrics: Mapping[str, float | None]
+) -> str | None:
+    """What to warn of when a page's own run falls outside what the grid predicts; else None.
+
+    None too where the grid has nothing to compare with: another profile or world, or no log.
+    """
+    card, logs = Card.read(chapter), logs_of(chapter)
+    pair, complaints = (card.primary.treatment, card.primary.baseline), []
+    for arm in pair:
+        name = f"{arm}/{card.primary.metric}"
+        cells = [c for c in card.cells(arm) if c.world_seed == world_seed and c.profile == profile]
+        logged = [logs.records[c.folder_name] for c in cells if c.folder_name in logs.records]
+        value = metrics.get(name)
+        if not logged or value is None:
+            continue
+        if card.arms[arm].seeds == "deterministic":
+            low = high = logged[0].metrics[name]
+        else:
+            level = 1 - (1 - LIVE_LEVEL) / len(pair)
+            low, high = _predicted(logs, logged[0].cell, name, level)
+        if low <= high and not low - EQUAL["trained"] <= value <= high + EQUAL["trained"]:
+            complaints.append(
+                f"{name} of this run is {value:.4f}, the grid predicts {low:.4f} to {high:.4f}"
+            )
+    return "; ".join(complaints) or None
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def to_json(card: Card) -> dict[str, Any]:
+    """A card as plain values: `claims`, each with its verdict, evidence, cost and flags."""
+    results = _results(card)
+    flags = _flags(card, results)
+    needs = [
+        {
+            "id": name,
+            **asdict(need),
+            **results["preconditions"].get(name, {"value": None, "met": None}),
+        }
+        for name, need in card.preconditions.items()
+    ]
+    claims = [
+        _claim_json(card, name, results) | {"preconditions": needs, "flags": flags}
+        for name in card.claims
+    ]
+    paper = asdict(card.paper)
+    return {"chapter": card.chapter, "paper": paper, "question": card.question, "claims": claims}
+
+
+def _claim_json(card: Card, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    claim, found = card.claims[name], results["claims"].get(name, {"verdict": "NOT-RUN"})
+    refuters = []
+    for arm, rival in (results["rivals"] if claim.primary else {}).items():
+        row = {"arm": arm, "role": card.arms[arm].role, "effect": rival.get("estimate")}
+        refuters.append(row | {"wins": rival["wins"], "verdict": rival["verdict"]})
+    own = {
+        key: value for key, value in asdict(claim).items() if key not in ("treatment", "baseline")
+    }
+    measured = ("method", "seeds", "worlds", "inits", "queries", "p", "p_holm", "beside")
+    return {
+        "id": name,
+        **own,
+        "arms": {"treatment": claim.treatment, "baseline": claim.baseline},
+        "effect": found.get("estimate"),
+        "interval": [found["low"], found["high"]] if "low" in found else None,
+        **{key: found.get(key) for key in (*measured, "smallest_detectable_effect")},
+        "refuters": refuters,
+        "verdict": found["verdict"],
+        "cost": results["cost"],
+    }
+
+
+def _results(card: Card) -> dict[str, Any]:
+    """The published results, or none where the card was changed since they were computed."""
+    path = cards_folder() / f"{card.chapter}.results.json"
+    nothing: dict[str, Any] = {
+        "claims": {},
+        "preconditions": {},
+        "rivals": {},
+        "cost": None,
+        "code_keys": [],
+    }
+    found = read_json(path) if path.is_file() else nothing
+    return found if found.get("digest") == card.digest() else nothing
+
+
+def _flags(card: Card, results: Mapping[str, Any]) -> list[str]:
+    flags = [] if card.registered else ["UNREGISTERED"]
+    first = (results["cost"] or {}).get("first_run")
+    if card.registered and first and first[:10] < card.registered.date[:10]:
+        flags.append("RUN-BEFORE-REGISTRATION")
+    if results["code_keys"]:
+        now = code_key(project_root() / "chapters" / f"{card.chapter}.py")
+        if set(results["code_keys"]) != {now} and now not in results["rechecked"]:
+            flags.append("STALE")
+    return flags
+
+
+def _headline(claim: Mapping[str, Any]) -> str:
+    """The verdict in a few words, with the flags and refuters that qualify it."""
+    decided = claim["verdict"] in ("SUPPORTED", "CONTRADICTED", "INCONCLUSIVE")
+    text = f"**{claim['verdict']}**" + (" at toy scale" if decided else "")
+    winners = [r["arm"] for r in claim["refuters"] if r["wins"] and r["role"] == "refuter"]
+    if winners and claim["verdict"] == "SUPPORTED":
+        text += f", but {' and '.join(winners)}, which ought not to work, wins too"
+    return text + "".join(f" ({flag})" for flag in claim["flags"])
+
+
+def _effect(claim: Mapping[str, Any]) -> str:
+    if claim["effect"] is None:
+        return "-"
+    low, high = claim["interval"]
+    sign = "" if claim["type"] == "ratio" else "+"
+    return f"{claim['effect']:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def _table(*rows: tuple[str, ...]) -> str:
+    """Rows of Markdown, the first one as the head."""
+    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def card_box(chapter: str) -> str:
+    """The box at the top of a chapter, in Markdown: question, verdict, evidence, cost, scope."""
+    card = Card.read(chapter)
+    claim = next(claim for claim in to_json(card)["claims"] if claim["primary"])
+    rows = [
+        ("", ""),
+        ("Question", card.question),
+        ("Claim", claim["text"]),
+        ("Verdict", _headline(claim)),
+    ]
+    if claim["effect"] is not None:
+        pair = "{treatment} against {baseline}".format(**claim["arms"])
+        rows.append(("Effect, 95 % interval", f"{_effect(claim)} in {claim['metric']}, {pair}"))
+        basis = f"{claim['seeds']} seeds, {claim['worlds']} worlds, {claim['queries']:,} queries"
+        rows.append(("Rests on", f"{basis}; {claim['method']}"))
+        reach = f"{claim['smallest_detectable_effect']:.4f}"
+        rows.append(("Smallest effect it could have seen", f"{reach} (80 % power)"))
+    for need in claim["preconditions"]:
+        state = {True: "met", False: "not met", None: "not measured"}[need["met"]]
+        rows.append(("Needs", f"{need['text']}: {state}"))
+    if cost := claim["cost"]:
+        spent = f"{cost['cells']} runs, {cost['cpu_seconds'] / 3600:.1f} CPU-hours"
+        rows.append(("Grid", f"{spent}, last run {str(cost['last_run'])[:10]}"))
+    rows.append(("Scope", card.scope))
+    link = f"[arXiv {card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
+    return f"**{card.paper.title}**, {link}\n\n{_table(*rows)}\n"
+
+
+def claims_markdown(chapter: str) -> str:
+    """All claims of a chapter with their verdicts; the paper's figures have their own column."""
+    head = (
+        "Claim",
+        "Type",
+        "Effect, 95 % interval",
+        "p (Holm)",
+        "Verdict",
+        "The paper, at its scale",
+    )
+    rows = []
+    for claim in to_json(Card.read(chapter))["claims"]:
+        p = claim["p_holm"] if claim["p_holm"] is not None else claim["p"]
+        kind = claim["type"].replace("_", "-") + (", primary" if claim["primary"] else "")
+        kind += f" ({claim['margin']:g})" if claim["margin"] else ""
+        said = " ".join(filter(None, (claim["paper_value"], claim["paper_where"], claim["grade"])))
+        shown = "-" if p is None else f"{p:.2g}"
+        rows.append((claim["text"], kind, _effect(claim), shown, _headline(claim), said))
+    return _table(head, *rows)
+
+
+def scoreboard_markdown(prefix: str = "../chapters/", primary_only: bool = False) -> str:
+    """Every registered claim of every card; links to chapters begin with `prefix`."""
+    rows = [("Chapter", "Claim", "Effect, 95 % interval", "Verdict")]
+    for path in sorted(cards_folder().glob("*.yaml")):
+        card = to_json(Card.read(path.stem))
+        link = f"[{card['paper']['title']}]({prefix}{path.stem}.py)"
+        for claim in card["claims"]:
+            if claim["primary"] or not primary_only:
+                rows.append((link, claim["text"], _effect(claim), _headline(claim)))
+    return _table(*rows) if len(rows) > 1 else "No chapter has a card yet."
+
+
+def readme_table() -> str:
+    """The primary claims, with links from the root of the repository."""
+    return scoreboard_markdown("chapters/", primary_only=True)

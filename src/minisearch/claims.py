@@ -1,0 +1,297 @@
+"""What stands on a reproduction card before any grid is run: `book/cards/<chapter>.yaml`.
+
+The file is checked field by field against the dataclasses below. No result is ever in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from minisearch.cells import Cell, expand, parse_range
+from minisearch.errors import InputError, one_of
+from minisearch.stats import ClaimType
+from minisearch.storage import project_root
+
+FEWEST_SEEDS = {True: 5, False: 3}  # of a trained arm in a primary claim, in a secondary one
+
+
+@dataclass(frozen=True)
+class Paper:
+    title: str
+    arxiv: str
+    code: str = "none"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of doing it; `seed_range` where it runs on fewer seeds than the grid."""
+
+    label: str
+    seeds: Literal["trained", "deterministic"]
+    role: Literal["main", "control", "refuter", "ablation"]
+    seed_range: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence that can turn out false; `margin` is the threshold of a ratio claim."""
+
+    text: str
+    type: ClaimType
+    treatment: str
+    baseline: str
+    metric: str
+    evaluation_set: str
+    primary: bool = False
+    margin: float = 0.0
+    paper_value: str = "none"
+    paper_where: str = ""
+    grade: str = ""
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """What the method needs: `metric`, less `against` if given, beyond a threshold everywhere."""
+
+    text: str
+    metric: str
+    threshold: float
+    direction: Literal["above", "below"]
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    profile: str
+    worlds: str
+    seeds: str
+    inits: str = "0"
+
+
+@dataclass(frozen=True)
+class Regime:
+    dials: str
+    showed: str
+    world_seeds: str
+
+
+@dataclass(frozen=True)
+class Tuning:
+    arm: str
+    sweep: str
+    chosen: str
+    worlds: str
+    seeds: str
+
+
+@dataclass(frozen=True)
+class Deviation:
+    n: int
+    paper: str
+    ours: str
+    reason: str
+    effect: str
+
+
+@dataclass(frozen=True)
+class ProfileCost:
+    name: str
+    status: Literal["measured", "not run"]
+    device: str
+    minutes: float | None = None
+    memory_gb: float | None = None
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Registered:
+    date: str
+    commit: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """One chapter's card. In the file, `arms`, `claims` and `preconditions` are lists with ids."""
+
+    chapter: str
+    paper: Paper
+    question: str
+    arms: dict[str, Arm]
+    claims: dict[str, Claim]
+    grid: Grid
+    scope: str
+    preconditions: dict[str, Precondition]
+    regimes: tuple[Regime, ...]
+    tuning: tuple[Tuning, ...]
+    deviations: tuple[Deviation, ...]
+    unstated: tuple[str, ...]
+    profiles: tuple[ProfileCost, ...]
+    assets: tuple[str, ...] = ()
+    registered: Registered | None = None
+
+    @classmethod
+    def read(cls, chapter: str) -> Card:
+        """The card of a chapter such as "01_kuaisearch".
+
+        Raises:
+            InputError: naming the file and the field that is missing, unknown or contradictory.
+        """
+        import yaml
+
+        path = cards_folder() / f"{chapter}.yaml"
+        if not path.is_file():
+            raise one_of(
+                "card of chapter", chapter, [p.stem for p in cards_folder().glob("*.yaml")]
+            )
+        try:
+            content = yaml.safe_load(path.read_text("utf-8"))
+        except yaml.YAMLError as error:
+            found = " ".join(str(error).split())
+            raise InputError(str(path), found, "YAML", "correct the syntax.") from error
+        if not isinstance(content, dict):
+            raise InputError(str(path), type(content).__name__, "named fields", "see other cards.")
+        card: Card = _checked(cls, {"chapter": chapter, **content}, path.name)
+        card._check(path.name)
+        return card
+
+    def _check(self, where: str) -> None:
+        if sum(claim.primary for claim in self.claims.values()) != 1:
+            primaries = [name for name, claim in self.claims.items() if claim.primary]
+            found = ", ".join(primaries) or "none"
+            raise InputError(f"{where}, claims", found, "one primary claim", "mark exactly one.")
+        for row in self.tuning:
+            self._known(f"{where}, tuning", row.arm)
+        for name, claim in self.claims.items():
+            place = f"{where}, claims, {name}"
+            for arm in (claim.treatment, claim.baseline):
+                self._known(place, arm)
+            if (claim.margin > 0) == (claim.type == "superiority"):
+                expected = "none" if claim.type == "superiority" else "a number above zero"
+                remedy = "a superiority claim says more than zero, the others name their margin."
+                raise InputError(f"{place}, margin", f"{claim.margin:g}", expected, remedy)
+            seeds, floor = self.common_seeds(claim), FEWEST_SEEDS[claim.primary]
+            trained = "trained" in (
+                self.arms[claim.treatment].seeds,
+                self.arms[claim.baseline].seeds,
+            )
+            if trained and len(seeds) < floor:
+                remedy = "register more seeds for both arms."
+                raise InputError(f"{place}, seeds", f"{len(seeds)}", f"at least {floor}", remedy)
+        for option in ("worlds", "inits"):
+            parse_range(getattr(self.grid, option), f"{where}, grid.{option}")
+
+    def _known(self, where: str, arm: str) -> None:
+        if arm not in self.arms:
+            raise one_of(f"{where}, arm", arm, list(self.arms))
+
+    @property
+    def primary(self) -> Claim:
+        return next(claim for claim in self.claims.values() if claim.primary)
+
+    def seeds(self, arm: str) -> tuple[int, ...]:
+        """The seeds an arm runs on: the grid's, its own fewer ones, or one if deterministic."""
+        text = self.arms[arm].seed_range or self.grid.seeds
+        seeds = parse_range(text, f"card of {self.chapter}, seeds of {arm}")
+        return seeds if self.arms[arm].seeds == "trained" else seeds[:1]
+
+    def common_seeds(self, claim: Claim) -> tuple[int, ...]:
+        """The seeds on which a claim's arms are paired; a deterministic arm pairs with any."""
+        pair = (claim.treatment, claim.baseline)
+        trained = [self.seeds(arm) for arm in pair if self.arms[arm].seeds == "trained"]
+        if not trained:
+            return self.seeds(claim.treatment)
+        return tuple(seed for seed in trained[0] if seed in trained[-1])
+
+    def cells(self, arm: str) -> list[Cell]:
+        """The registered cells of one arm."""
+        worlds, inits = parse_range(self.grid.worlds), parse_range(self.grid.inits)
+        return expand(self.chapter, self.grid.profile, [arm], worlds, self.seeds(arm), inits)
+
+    def wants(self, cell: Cell) -> bool:
+        """Whether a cell belongs into the log: of the grid, at any setting of the dials."""
+        return cell.arm in self.arms and replace(cell, overrides=()) in self.cells(cell.arm)
+
+    def logged_metrics(self, cell: Cell) -> list[str]:
+        """The metrics whose per-query rows are kept for a cell: those of claims it bears on."""
+        if cell.overrides:
+            return []
+        found = [c.metric for c in self.claims.values() if cell.arm in (c.treatment, c.baseline)]
+        if cell.arm in self.rivals():
+            found.append(self.primary.metric)
+        return list(dict.fromkeys(found))
+
+    def rivals(self) -> list[str]:
+        """Controls and refuters: arms that ought not to do what the treatment does."""
+        return [name for name, arm in self.arms.items() if arm.role in ("control", "refuter")]
+
+    def digest(self) -> str:
+        """Hash of what was registered, so that results of another registration are not shown."""
+        names = ("claims", "preconditions", "arms", "grid")
+        registered = json.dumps({name: asdict(self)[name] for name in names}, sort_keys=True)
+        return hashlib.sha256(registered.encode()).hexdigest()[:16]
+
+
+def cards_folder() -> Path:
+    """Where cards, their results and (in `logs/`) their logs are kept."""
+    return project_root() / "book" / "cards"
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """A value from YAML in the shape of a type annotation; InputError where it differs."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if type(None) in inside:
+        return None if value is None else _checked(inside[0], value, where)
+    if origin is Literal:
+        if value not in inside:
+            raise one_of(where, str(value), list(inside))
+        return value
+    if origin is tuple or (origin is dict and is_dataclass(inside[1])):
+        if not isinstance(value, list):
+            raise InputError(
+                where, type(value).__name__, "a list", "write one item a line, with -."
+            )
+        if origin is tuple:
+            return tuple(_checked(inside[0], v, f"{where}[{n}]") for n, v in enumerate(value))
+        return _by_id(inside[1], value, where)
+    if is_dataclass(kind):
+        return _fields(kind, value, where)
+    if origin is not None:
+        kind = dict
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is str and isinstance(value, date):
+        return value.isoformat()
+    if type(value) is not kind:
+        found, remedy = f"{value!r} ({type(value).__name__})", "correct it; put text in quotes."
+        raise InputError(where, found, kind.__name__, remedy)
+    return value
+
+
+def _by_id(kind: Any, rows: list[Any], where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for number, row in enumerate(rows):
+        place = f"{where}[{number}]"
+        name = row.get("id") if isinstance(row, dict) else None
+        if not isinstance(name, str) or name in found:
+            raise InputError(f"{place}.id", repr(name), "a name of its own", "give each an id.")
+        rest = {key: value for key, value in row.items() if key != "id"}
+        found[name] = _checked(kind, rest, place)
+    return found
+
+
+def _fields(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise InputError(where, type(value).__name__, "named fields", "write name: value lines.")
+    hints = get_type_hints(kind)
+    for name in value:
+        if name not in hints:
+            raise one_of(f"{where}, field", str(name), list(hints))
+    for spec in fields(kind):
+        if spec.default is MISSING and spec.name not in value:
+            raise InputError(f"{where}.{spec.name}", "nothing", "a value", f"add {spec.name}.")
+    return kind(**{name: _checked(hints[name], v, f"{where}.{name}") for name, v in value.items()})

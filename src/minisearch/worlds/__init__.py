@@ -1,0 +1,1 @@
+"""Seeded worlds that emit the same records as the real data sets."""

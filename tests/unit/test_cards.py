@@ -1,0 +1,580 @@
+"""Cards: reading, collecting, verdicts, rechecks and pages, on made-up runs of known truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import yaml
+from scipy.optimize import brentq
+
+from minisearch import cards, logs, stats
+from minisearch.cells import Cell, code_key
+from minisearch.claims import Card
+from minisearch.errors import InputError
+from minisearch.verdicts import evaluate
+
+CHAPTER, QUERIES = "01_tiny", 200
+QUALITY = {"bm25": 0.5, "dense": 0.6, "two_towers": 0.6, "shuffled": 0.3}
+EXAMPLE = Path(__file__).with_name("example_card.yaml")
+
+
+@pytest.fixture
+def card_file(project: Path) -> Path:
+    """The example card in the tiny project."""
+    path = project / "book" / "cards" / f"{CHAPTER}.yaml"
+    path.parent.mkdir(parents=True)
+    shutil.copy(EXAMPLE, path)
+    return path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> Card:
+    """Change a card's file and read it again."""
+    content = yaml.safe_load(path.read_text())
+    change(content)
+    path.write_text(yaml.safe_dump(content))
+    return Card.read(CHAPTER)
+
+
+def chapter_file() -> Path:
+    return cards.project_root() / "chapters" / f"{CHAPTER}.py"
+
+
+@cache
+def key_of(text: str, path: Path) -> str:
+    """The key of the chapter as it is; worked out once for each text."""
+    return code_key(path)
+
+
+def write_run(root: Path, cell: Cell, quality: float | None = None, **facts: Any) -> Path:
+    """A complete run folder whose per-query recalls scatter around a known mean."""
+    quality = QUALITY[cell.arm] if quality is None else quality
+    luck = np.random.default_rng(cell.world_seed).normal(0, 0.2, QUERIES)  # shared by the arms
+    fixed = cell.arm == "bm25"
+    rng = np.random.default_rng([cell.world_seed, 999 if fixed else cell.seed, len(cell.arm)])
+    values = quality + luck - luck.mean() + 0.02 * rng.normal() * (not fixed)
+    values = (values + 0.1 * rng.normal(size=QUERIES)).astype("float32")
+    folder = root / cell.chapter / cell.profile / cell.folder_name
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    rows = pandas.DataFrame(
+        {"query_row": np.arange(QUERIES) * 3, "recall@50": values, "other": 1.0}
+    )
+    rows.to_parquet(folder / "rows" / f"{cell.arm}.parquet")
+    mean = float(values.astype(float).mean())
+    metrics = {f"{cell.arm}/recall@50": mean, f"{cell.arm}/recall@50/empty": None}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    run = {
+        "cell": cell.to_dict(),
+        "code_key": key_of((chapter := chapter_file()).read_text(), chapter),
+        "command": "minisearch reproduce 01",
+        "commit": "abc",
+        "dirty": False,
+        "versions": {"numpy": "2"},
+        "machine": {"cpu": "a CPU"},
+        "date": "2026-01-03T10:00:00Z",
+        "wall_seconds": 2.0,
+        "cpu_seconds": 1.0 if fixed else 60.0,
+        "peak_memory_mb": 100,
+    }
+    (folder / "run.json").write_text(json.dumps(run | facts))
+    return folder
+
+
+def run_grid(card: Card, root: Path, **quality: float) -> None:
+    for arm in card.arms:
+        for cell in card.cells(arm):
+            write_run(root, cell, quality.get(arm))
+
+
+@pytest.fixture
+def root(project: Path) -> Path:
+    return project / "_build" / "runs"
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder, filled by the first test that needs the whole grid."""
+    return tmp_path_factory.mktemp("template")
+
+
+@pytest.fixture
+def gathered(card_file: Path, root: Path, template: Path) -> tuple[Card, logs.Logs]:
+    """The example card with its whole grid run and collected."""
+    card, kept = Card.read(CHAPTER), card_file.parent / "logs"
+    if not any(template.iterdir()):
+        run_grid(card, root)
+        cards.collect(CHAPTER)
+        shutil.copytree(root, template / "runs")
+        shutil.copytree(kept, template / "logs")
+    else:
+        shutil.copytree(template / "runs", root)
+        shutil.copytree(template / "logs", kept)
+    return card, cards.logs_of(CHAPTER)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def test_the_example_card_is_read_whole(card_file: Path):
+    card = Card.read(CHAPTER)
+    assert card.primary.treatment == "dense"
+    assert card.seeds("dense") == (0, 1, 2, 3, 4)
+    assert card.seeds("bm25") == (0,)
+    assert card.common_seeds(card.claims["one_is_enough"]) == (0, 1, 2)
+    assert len(card.cells("dense")) == 15
+    assert card.registered is not None
+    assert card.registered.date == "2026-01-02"
+    assert card.profiles[1].status == "not run"
+
+
+MISTAKES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+    (lambda c: c.pop("question"), r"01_tiny\.yaml\.question: found nothing"),
+    (lambda c: c.update(questoin=1), "did you mean 'question'"),
+    (lambda c: c["claims"][0].update(type="better"), r"claims\[0\]\.type: found 'better'"),
+    (lambda c: c["claims"][0].update(treatment="dens"), "did you mean 'dense'"),
+    (lambda c: c["claims"][0].update(primary="yes"), r"claims\[0\]\.primary: found 'yes'"),
+    (lambda c: c["claims"][0].pop("id"), r"claims\[0\]\.id: found None"),
+    (lambda c: c["claims"][1].update(id="dense_beats_keywords"), r"claims\[1\]\.id"),
+    (lambda c: c["claims"][1].update(primary=True), "mark exactly one"),
+    (lambda c: c["claims"][0].update(primary=False), "one primary claim"),
+    (lambda c: c["claims"][1].update(margin=0.0), "one_is_enough, margin: found 0"),
+    (lambda c: c["claims"][0].update(margin=0.1), "dense_beats_keywords, margin: found 0.1"),
+    (lambda c: c["grid"].update(seeds="0-3"), "found 4; expected at least 5"),
+    (lambda c: c["arms"][2].update(seed_range="0-1"), "found 2; expected at least 3"),
+    (lambda c: c["grid"].update(worlds="2-0"), "grid.worlds: found '2-0'"),
+    (lambda c: c["arms"][0].update(seeds="some"), r"arms\[0\]\.seeds: found 'some'"),
+    (lambda c: c["preconditions"][0].update(threshold="high"), r"threshold: found 'high' \(str\)"),
+    (lambda c: c.update(claims={}), "claims: found dict; expected a list"),
+    (lambda c: c["tuning"][0].update(arm="dance"), "tuning, arm: found 'dance'"),
+    (lambda c: c.update(paper="A title"), "paper: found str; expected named fields"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISTAKES)
+def test_a_mistake_in_a_card_names_its_field(card_file: Path, change, message: str):
+    with pytest.raises(InputError, match=message):
+        edit(card_file, change)
+
+
+def test_broken_yaml_and_an_unknown_chapter_are_named(card_file: Path):
+    with pytest.raises(InputError, match="did you mean '01_tiny'"):
+        Card.read("01_tyni")
+    card_file.write_text("paper: [")
+    with pytest.raises(InputError, match=r"01_tiny\.yaml: .*expected YAML"):
+        Card.read(CHAPTER)
+
+
+# --- the log --------------------------------------------------------------------------------------
+
+
+def test_collecting_keeps_the_grid_and_nothing_else(card_file: Path, root: Path):
+    card = Card.read(CHAPTER)
+    run_grid(card, root)
+    write_run(root, Cell(CHAPTER, "toy", "dense", 0, 0, 1000))  # the page's own seed
+    write_run(root, Cell(CHAPTER, "toy", "dense", 7, 0, 0))  # a world outside the grid
+    swept = Cell(CHAPTER, "toy", "dense", 0, 0, 0, (("rate", 0.9),))
+    write_run(root, swept)
+    shutil.copytree(
+        root / CHAPTER / "toy" / swept.folder_name, root / CHAPTER / "toy" / "half-written.failed"
+    )
+    found = cards.collect(CHAPTER)
+    assert len(found.records) == 3 * (1 + 5 + 3 + 3) + 1
+    assert found.rows is not None
+    assert set(found.rows) == {"cell", "query_row", "recall@50"}
+    assert swept.folder_name not in found.by_cell
+    assert [r.cell for r in cards.load_cells(CHAPTER) if r.cell.overrides] == [swept]
+
+
+def test_a_log_is_read_as_it_was_written(gathered: tuple[Card, logs.Logs]):
+    found, again = cards.collect(CHAPTER), cards.logs_of(CHAPTER)
+    assert again.rows is not None
+    assert again.rows.equals(found.rows)
+    for name, record in found.records.items():
+        assert again.records[name].metrics == pytest.approx(record.metrics, abs=1e-9)
+        assert again.records[name].machine == record.machine
+    assert evaluate(gathered[0], again) == evaluate(gathered[0], found)
+
+
+def test_cells_that_are_not_run_again_stay_in_the_log(gathered, root: Path):
+    card, before = gathered
+    shutil.rmtree(root)
+    cell = card.cells("dense")[0]
+    write_run(root, cell, 0.9)
+    after = cards.collect(CHAPTER)
+    assert after.records.keys() == before.records.keys()
+    assert after.records[cell.folder_name].metrics["dense/recall@50"] == pytest.approx(0.9, abs=0.1)
+    assert len(after.by_cell) == len(before.by_cell)
+
+
+@pytest.mark.parametrize("name", ["code_key", "machine", "wall_seconds", "cell"])
+def test_a_run_without_its_facts_is_refused(card_file: Path, root: Path, name: str):
+    folder = write_run(root, Card.read(CHAPTER).cells("dense")[0])
+    run = json.loads((folder / "run.json").read_text())
+    run.pop(name)
+    (folder / "run.json").write_text(json.dumps(run))
+    with pytest.raises(InputError, match=rf"run\.json, field {name}"):
+        cards.collect(CHAPTER)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"a": "b"}', "metrics.json, a: found 'b'"), ("{", "readable JSON"), ("[]", "a JSON object")],
+)
+def test_metrics_that_are_no_numbers_are_refused(card_file: Path, root: Path, text, message):
+    folder = write_run(root, Card.read(CHAPTER).cells("dense")[0])
+    (folder / "metrics.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        cards.collect(CHAPTER)
+
+
+def test_a_log_that_is_too_large_is_refused_and_the_old_one_kept(gathered, root, monkeypatch):
+    files = sorted((cards.cards_folder() / "logs").iterdir())
+    before = [file.read_bytes() for file in files]
+    monkeypatch.setattr(logs, "LOG_LIMIT", 1000)
+    with pytest.raises(InputError, match="at most 1,000"):
+        cards.collect(CHAPTER)
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_a_real_sized_log_fits(tmp_path: Path):
+    """Two arms, three worlds, twenty seeds, four thousand requests in clusters."""
+    rng, frames, records = np.random.default_rng(0), [], {}
+    for world in range(3):
+        clusters = rng.integers(900, size=4000)
+        for arm, seeds in (("dense", 20), ("bm25", 1)):
+            for seed in range(seeds):
+                cell = Cell("01_real", "toy", arm, world, 0, seed)
+                hits = rng.choice([0.0, 0.25, 0.5, 1.0], size=4000, p=[0.5, 0.1, 0.2, 0.2])
+                columns = {"cell": cell.folder_name, "query_row": np.arange(4000) * 4}
+                columns |= {"cluster": clusters, "recall@50": hits.astype("float32")}
+                frames.append(pandas.DataFrame(columns))
+                facts = (
+                    "key",
+                    "command",
+                    "abc",
+                    False,
+                    {"numpy": "2"},
+                    {"cpu": "x"},
+                    "now",
+                    1.0,
+                    1.0,
+                )
+                numbers = {f"{arm}/metric {n}": float(rng.random()) for n in range(30)}
+                records[cell.folder_name] = logs.Record(cell, numbers, *facts)
+    logs.write_logs(logs.Logs(records, pandas.concat(frames)), tmp_path, "01_real")
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert 50_000 < size < 400_000
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def test_known_truths_get_their_verdicts(gathered: tuple[Card, logs.Logs]):
+    results = evaluate(*gathered)
+    primary, secondary = results["claims"].values()
+    assert primary["verdict"] == "SUPPORTED"
+    assert primary["low"] < 0.1 < primary["high"]
+    assert (primary["seeds"], primary["worlds"], primary["queries"]) == (5, 3, 600)
+    assert primary["beside"]["method"] != primary["method"]
+    assert "p_holm" not in primary
+    assert secondary["verdict"] in ("SUPPORTED", "INCONCLUSIVE")
+    assert secondary["seeds"] == 3
+    assert secondary["p_holm"] == secondary["p"]
+    assert results["preconditions"]["headroom"]["met"] is True
+    assert results["rivals"]["shuffled"]["verdict"] == "CONTRADICTED"
+    assert results["cost"]["cells"] == 36
+    json.dumps(results, allow_nan=False)
+
+
+def test_a_worse_treatment_contradicts(card_file: Path, root: Path):
+    run_grid(Card.read(CHAPTER), root, dense=0.4)
+    claims = evaluate(Card.read(CHAPTER), cards.collect(CHAPTER))["claims"]
+    assert [claim["verdict"] for claim in claims.values()] == ["CONTRADICTED", "CONTRADICTED"]
+
+
+def test_no_difference_is_inconclusive(card_file: Path, root: Path):
+    run_grid(Card.read(CHAPTER), root, dense=0.5)
+    results = evaluate(Card.read(CHAPTER), cards.collect(CHAPTER))
+    assert results["claims"]["dense_beats_keywords"]["verdict"] == "INCONCLUSIVE"
+
+
+def test_one_missing_cell_means_not_run(gathered: tuple[Card, logs.Logs]):
+    card, found = gathered
+    del found.records[card.cells("dense")[3].folder_name]
+    found.rows = found.rows[found.rows["cell"] != card.cells("dense")[3].folder_name]
+    results = evaluate(card, found)["claims"]
+    assert results["dense_beats_keywords"] == {"verdict": "NOT-RUN", "missing_cells": 1}
+
+
+def test_a_failed_precondition_overrides_and_an_unmeasured_one_waits(gathered, card_file: Path):
+    _, found = gathered
+    card = edit(card_file, lambda c: c["preconditions"][0].update(threshold=0.1))
+    results = evaluate(card, found)
+    assert results["preconditions"]["headroom"]["met"] is False
+    assert {c["verdict"] for c in results["claims"].values()} == {"PRECONDITION-NOT-MET"}
+    card = edit(card_file, lambda c: c["preconditions"][0].update(metric="bm25/unheard"))
+    results = evaluate(card, found)
+    assert results["preconditions"]["headroom"] == {"value": None, "met": None}
+    assert {c["verdict"] for c in results["claims"].values()} == {"NOT-RUN"}
+
+
+def test_a_precondition_must_hold_in_the_worst_world(gathered, card_file: Path, root: Path):
+    card, _ = gathered
+    write_run(root, card.cells("bm25")[1], 0.95)
+    result = evaluate(card, cards.collect(CHAPTER))["preconditions"]["headroom"]
+    assert result["met"] is False
+    assert result["value"] == pytest.approx(0.95, abs=0.05)
+
+
+def test_a_precondition_may_compare_two_metrics(gathered, card_file: Path):
+    def teacher(c: dict[str, Any]) -> None:
+        both = {"metric": "dense/recall@50", "against": "bm25/recall@50"}
+        c["preconditions"][0].update(direction="above", threshold=0.05, **both)
+
+    need = evaluate(edit(card_file, teacher), gathered[1])["preconditions"]["headroom"]
+    assert need["met"] is True
+    assert need["value"] == pytest.approx(0.1, abs=0.04)
+
+
+def lifted(found: logs.Logs, arm: str, by: float) -> logs.Logs:
+    """The log with a constant added to every value of one arm."""
+    rows, records = found.rows.copy(), {}
+    for name, record in found.records.items():
+        ours = record.cell.arm == arm
+        rows.loc[rows["cell"] == name, "recall@50"] += np.float32(by * ours)
+        metrics = {key: value + by * ours for key, value in record.metrics.items()}
+        records[name] = dataclasses.replace(record, metrics=metrics)
+    return logs.Logs(records, rows)
+
+
+def test_holm_withdraws_a_secondary_decision(gathered, card_file: Path):
+    """A secondary p of 0.02 decides alone, and no longer among nine."""
+
+    def one(c: dict[str, Any]) -> None:
+        c["claims"][1].update(type="superiority", margin=0.0)
+
+    def nine(c: dict[str, Any]) -> None:
+        c["claims"] += [c["claims"][1] | {"id": f"other_{n}"} for n in range(8)]
+
+    card, found = edit(card_file, one), gathered[1]
+    result = evaluate(card, found)["claims"]["one_is_enough"]
+    names = [field.name for field in dataclasses.fields(stats.Interval)]
+    base = stats.Interval(**{name: result[name] for name in names})
+
+    def p_at(by: float) -> float:
+        moved = {name: getattr(base, name) + by for name in ("estimate", "low", "high")}
+        return stats.p_value("superiority", dataclasses.replace(base, **moved)) - 0.02
+
+    nudged = lifted(found, "dense", brentq(p_at, -base.estimate, 1.0))
+    alone = evaluate(card, nudged)["claims"]["one_is_enough"]
+    assert (alone["verdict"], alone["p"]) == ("SUPPORTED", pytest.approx(0.02, abs=1e-3))
+    among = evaluate(edit(card_file, nine), nudged)["claims"]["one_is_enough"]
+    assert (among["verdict"], among["p_holm"]) == ("INCONCLUSIVE", pytest.approx(0.18, abs=1e-2))
+
+
+def test_a_claim_about_a_bucket_rests_on_cell_means_and_says_so(card_file: Path, root: Path):
+    card = edit(card_file, lambda c: c["claims"][0].update(metric="recall@50/head"))
+    for arm in card.arms:
+        for cell in card.cells(arm):
+            folder = write_run(root, cell)
+            metrics = json.loads((folder / "metrics.json").read_text())
+            metrics[f"{arm}/recall@50/head"] = metrics[f"{arm}/recall@50"] + 0.2
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    claim = evaluate(card, cards.collect(CHAPTER))["claims"]["dense_beats_keywords"]
+    assert claim["verdict"] == "SUPPORTED"
+    assert claim["queries"] == 0
+    assert "without query noise" in claim["method"]
+
+
+def test_clusters_in_the_rows_are_the_units(gathered, root: Path):
+    card, _ = gathered
+    plain = evaluate(*gathered)["claims"]["dense_beats_keywords"]
+    for file in root.glob(f"{CHAPTER}/toy/*/rows/*.parquet"):
+        rows = pandas.read_parquet(file)
+        rows["cluster"] = np.arange(QUERIES) // 10
+        rows.to_parquet(file)
+    claim = evaluate(card, cards.collect(CHAPTER))["claims"]["dense_beats_keywords"]
+    assert claim["queries"] == 3 * QUERIES // 10
+    assert claim["estimate"] == pytest.approx(plain["estimate"])
+
+
+def test_arms_that_saw_other_queries_are_refused(gathered, root: Path):
+    card, _ = gathered
+    file = next((root / CHAPTER / "toy" / card.cells("bm25")[0].folder_name).glob("rows/*"))
+    rows = pandas.read_parquet(file)
+    rows["query_row"] += 1
+    rows.to_parquet(file)
+    with pytest.raises(InputError, match="other queries than"):
+        evaluate(card, cards.collect(CHAPTER))
+
+
+def test_a_typed_log_is_found_out(gathered):
+    card, found = gathered
+    name = card.cells("dense")[0].folder_name
+    found.records[name].metrics["dense/recall@50"] += 0.01
+    with pytest.raises(InputError, match=r"recall@50: found a mean of .* over the rows"):
+        evaluate(card, found)
+
+
+# --- checking again -------------------------------------------------------------------------------
+
+
+def rerun(root: Path, **facts: Any) -> Callable[[Cell], Path]:
+    return lambda cell: write_run(root / "again", cell, **facts)
+
+
+def outcomes(compared: list[cards.Comparison]) -> set[str]:
+    return {row.outcome for row in compared}
+
+
+def test_ci_draws_from_the_cheapest_quarter_of_the_arms(gathered, root: Path):
+    rng = np.random.default_rng(0)
+    drawn = [cards.recheck(*gathered, rerun(root), rng)[0] for _ in range(8)]
+    assert {row.cell.arm for row in drawn} == {"bm25"}
+    assert len({row.cell for row in drawn}) > 1
+    assert outcomes(drawn) == {"equal"}
+
+
+def test_a_drifted_number_is_different(gathered, root: Path):
+    card, found = gathered
+    rng = np.random.default_rng(0)
+    assert outcomes(cards.recheck(card, found, rerun(root, quality=0.5 + 1e-6), rng)) == {
+        "different"
+    }
+    elsewhere = rerun(root, quality=0.5 + 1e-6, machine={"cpu": "another"})
+    assert outcomes(cards.recheck(card, found, elsewhere, rng)) == {"different"}  # deterministic
+
+
+def test_a_trained_arm_elsewhere_must_fall_where_the_grid_predicts(gathered, root: Path):
+    card, found = gathered
+    for quality, expected in ((None, "equal"), (0.605, "as predicted"), (0.9, "different")):
+        run = rerun(root, machine={"cpu": "another"})
+        if quality:
+            run = rerun(root, quality=quality, machine={"cpu": "another"})
+        compared = cards.recheck(card, found, run, np.random.default_rng(0), per_arm=True)
+        assert {row.outcome for row in compared if row.cell.arm == "dense"} == {expected}
+    here = cards.recheck(
+        card, found, rerun(root, quality=0.605), np.random.default_rng(0), per_arm=True
+    )
+    assert {row.outcome for row in here if row.cell.arm == "dense"} == {"different"}
+
+
+def flags() -> list[str]:
+    return cards.to_json(Card.read(CHAPTER))["claims"][0]["flags"]
+
+
+def test_changed_code_is_stale_until_every_arm_gives_equal_numbers(gathered, project, root):
+    cards.publish(CHAPTER)
+    assert flags() == []
+    chapter = project / "chapters" / "01_tiny.py"
+    chapter.write_text(chapter.read_text() + "\n# only words\n")
+    assert flags() == []
+    chapter.write_text(chapter.read_text() + "\n# %%\nNEW = 1\n")
+    assert flags() == ["STALE"]
+    rng = np.random.default_rng(0)
+    cards.recheck(Card.read(CHAPTER), cards.logs_of(CHAPTER), rerun(root), rng)  # one arm only
+    cards.publish(CHAPTER)
+    assert flags() == ["STALE"]
+    wrong = rerun(root, quality=0.3)
+    cards.recheck(Card.read(CHAPTER), cards.logs_of(CHAPTER), wrong, rng, per_arm=True)
+    cards.publish(CHAPTER)
+    assert flags() == ["STALE"]
+    cards.recheck(Card.read(CHAPTER), cards.logs_of(CHAPTER), rerun(root), rng, per_arm=True)
+    cards.publish(CHAPTER)
+    assert flags() == []
+
+
+def test_an_empty_log_cannot_be_rechecked(card_file: Path, root: Path):
+    with pytest.raises(InputError, match="run and collect its grid first"):
+        cards.recheck(Card.read(CHAPTER), logs.Logs(), rerun(root), np.random.default_rng(0))
+
+
+def test_the_live_run_is_held_against_the_grid(gathered):
+    card, found = gathered
+    exact = found.records[card.cells("bm25")[0].folder_name].metrics["bm25/recall@50"]
+    usual = {"dense/recall@50": 0.61, "bm25/recall@50": exact}
+    assert cards.live_check(CHAPTER, "toy", 0, usual) is None
+    message = cards.live_check(CHAPTER, "toy", 0, usual | {"dense/recall@50": 0.9})
+    assert message is not None
+    assert "dense/recall@50 of this run is 0.9000, the grid predicts" in message
+    drifted = cards.live_check(CHAPTER, "toy", 0, usual | {"bm25/recall@50": exact + 1e-4})
+    assert drifted is not None
+    assert cards.live_check(CHAPTER, "smoke", 0, {"dense/recall@50": 0.9}) is None
+    assert cards.live_check(CHAPTER, "toy", 9, {"dense/recall@50": 0.9}) is None
+    assert cards.live_check(CHAPTER, "toy", 0, {}) is None
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_a_card_without_results_says_not_run_everywhere(card_file: Path):
+    claims = cards.to_json(Card.read(CHAPTER))["claims"]
+    assert [claim["verdict"] for claim in claims] == ["NOT-RUN", "NOT-RUN"]
+    assert claims[0]["effect"] is None
+    for text in (
+        cards.card_box(CHAPTER),
+        cards.claims_markdown(CHAPTER),
+        cards.scoreboard_markdown(),
+    ):
+        assert "NOT-RUN" in text
+        assert "SUPPORTED" not in text
+        assert "toy scale" not in text
+
+
+def test_json_holds_what_a_tool_needs(gathered):
+    cards.publish(CHAPTER)
+    claim = cards.to_json(Card.read(CHAPTER))["claims"][0]
+    wanted = "id type primary arms effect interval seeds worlds preconditions refuters verdict cost"
+    assert set(wanted.split()) <= claim.keys()
+    assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
+    assert claim["refuters"][0]["arm"] == "shuffled"
+    assert claim["preconditions"][0]["met"] is True
+    json.dumps(claim, allow_nan=False)
+
+
+def test_pages_tell_effect_verdict_and_scale(gathered):
+    cards.publish(CHAPTER)
+    box = cards.card_box(CHAPTER)
+    claim = cards.to_json(Card.read(CHAPTER))["claims"][0]
+    assert f"{claim['effect']:+.4f}" in box
+    assert "**SUPPORTED** at toy scale" in box
+    assert "5 seeds, 3 worlds, 600 queries" in box
+    assert "met" in box
+    table = cards.claims_markdown(CHAPTER)
+    assert "non-inferiority (0.02)" in table
+    assert ".0826 against .0706 (R@10) repository README FOUND-A" in table
+    assert "[A tiny paper](../chapters/01_tiny.py)" in cards.scoreboard_markdown()
+    readme = cards.readme_table()
+    assert "[A tiny paper](chapters/01_tiny.py)" in readme
+    assert "not worse than two" not in readme
+    widths = {line.count(" | ") for line in table.splitlines() if not line.startswith("|---")}
+    assert len(widths) == 1
+
+
+def test_a_refuter_that_wins_too_stands_in_the_headline(card_file: Path, root: Path):
+    run_grid(Card.read(CHAPTER), root, shuffled=0.62)
+    cards.collect(CHAPTER)
+    cards.publish(CHAPTER)
+    assert "but shuffled, which ought not to work, wins too" in cards.scoreboard_markdown()
+
+
+def test_results_of_another_registration_are_not_shown(gathered, card_file: Path):
+    cards.publish(CHAPTER)
+    card = edit(card_file, lambda c: c["claims"][1].update(margin=0.5))
+    assert {claim["verdict"] for claim in cards.to_json(card)["claims"]} == {"NOT-RUN"}
+
+
+def test_runs_before_the_registration_and_none_at_all_are_flagged(gathered, card_file: Path):
+    cards.publish(CHAPTER)
+    edit(card_file, lambda c: c["registered"].update(date="2026-01-04"))
+    assert flags() == ["RUN-BEFORE-REGISTRATION"]
+    edit(card_file, lambda c: c.pop("registered"))
+    assert flags() == ["UNREGISTERED"]

@@ -1,0 +1,86 @@
+"""A module imports only from those listed before it; the package costs nothing to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minisearch
+
+PACKAGE = Path(minisearch.__file__).parent
+ORDER = ["errors", "storage", "profiles", "records", "metrics", "stats", "plots", "text", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop", "worlds.stored", "worlds.shop_statistics", "worlds.market", "index", "identifiers", "objectives", "lit", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam", "agents.trajectory", "agents.rollout", "agents.rewards", "agents.grpo", "recorder", "cells", "claims", "logs", "verdicts", "cards", "chapters", "doctor", "worker", "runs", "book", "classroom", "cli"]
+
+
+def modules() -> list[str]:
+    """Dotted names of all modules but the package's own `__init__`, which may not import any."""
+    names = (path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
+    return sorted(".".join(parts) for parts in names if parts != ("__init__",))
+
+
+def imported(name: str) -> Iterator[str]:
+    """Modules of the package that a module imports, also inside functions."""
+    path = PACKAGE.joinpath(*name.split(".")).with_suffix(".py")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: write imports with their full names"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own(dotted: str) -> str | None:
+    """`minisearch.data.audit.Check` as `data.audit`; None for other packages."""
+    head, _, rest = dotted.partition(".")
+    parts = rest.split(".")
+    known = [".".join(parts[:end]) for end in (2, 1) if ".".join(parts[:end]) in ORDER]
+    return known[0] if head == "minisearch" and known else None
+
+
+def test_every_module_has_its_place():
+    packages = {name for name in modules() if name.endswith("__init__")}
+    assert set(modules()) - packages - set(ORDER) == set()
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name in ORDER])
+def test_a_module_imports_only_from_earlier_ones(name):
+    earlier = ORDER[: ORDER.index(name)]
+    later = {found for dotted in imported(name) if (found := own(dotted)) and found != name}
+    assert later <= set(earlier), f"{name} imports {sorted(later - set(earlier))}, which come later"
+
+
+@pytest.mark.parametrize("name", [name for name in modules() if name.endswith("__init__")])
+def test_packages_import_nothing(name):
+    assert list(imported(name)) == []
+
+
+def test_the_package_is_imported_in_half_a_second():
+    best = 9.0
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import minisearch"], check=True)
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.5
+
+
+def test_what_comes_first_loads_nothing_heavy():
+    light = "errors storage profiles recorder cells chapters worker"
+    code = "import sys, " + ", ".join(f"minisearch.{name}" for name in light.split())
+    command = [sys.executable, "-c", f"{code}; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "torch",
+        "lightning",
+        "transformers",
+        "datasets",
+        "faiss",
+        "scipy",
+        "pandas",
+        "pyarrow",
+    }
+    assert not heavy & set(loaded)
