@@ -44,7 +44,8 @@ test: $(VENV)/.test chromium
 	$(call stage,2 of 6: types)
 	$(BIN)/mypy
 	$(call stage,3 of 6: unit property parity and chapter tests)
-	$(PYTEST) -n $(JOBS) --dist worksteal --ignore=tests/site --ignore=tests/bench tests
+	$(PYTEST) -n $(JOBS) --dist worksteal --ignore=tests/site --ignore=tests/bench \
+		--doctest-modules tests src/minisearch
 	$(if $(wildcard tests/bench/test_*.py),$(PYTEST) tests/bench)
 	$(call stage,4 of 6: the site from smoke runs)
 	$(BIN)/minisearch book --profile smoke --jobs $(JOBS)
@@ -65,17 +66,17 @@ clean:
 # -- set-up: one stamp an extra set, renewed when a pin changes ------------------------------------
 
 $(VENV)/.book: $(VENV)/.torch $(PINS)
-	$(PIP) install -q -e '.[book]' -c constraints.txt
+	$(PIP) install -qq -e '.[book]' -c constraints.txt
 	$(BIN)/minisearch data get toy
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch $(PINS)
-	$(PIP) install -q -e '.[book,test,classroom]' -c constraints.txt
+	$(PIP) install -qq -e '.[book,test,classroom]' -c constraints.txt
 	$(BIN)/minisearch data get toy
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.torch $(PINS)
-	$(PIP) install -q -e '.[lab]' -c constraints.txt
+	$(PIP) install -qq -e '.[lab]' -c constraints.txt
 	$(BIN)/minisearch data get toy
 	$(BIN)/jupytext-config \
 		--settings-file $(VENV)/etc/jupyter/labconfig/default_setting_overrides.json \
@@ -87,10 +88,10 @@ $(VENV)/.lab: $(VENV)/.torch $(PINS)
 $(VENV)/.torch: $(BIN)/python constraints.txt
 	@echo 'Setting up $(VENV): torch $(TORCH) first, then the rest (a few minutes)'
 	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	@if [ -z '$(CUDA)' ] && $(PIP) install -q --no-index --no-deps torch==$(TORCH) 2>/dev/null; then :; \
+	@if [ -z '$(CUDA)' ] && $(PIP) install -qq --no-index --no-deps torch==$(TORCH) 2>/dev/null; then :; \
 	elif [ "$$(uname -s)" != Linux ] || [ -e /dev/nvidiactl ] || [ -n '$(CUDA)' ]; then \
-		$(PIP) install -q --no-deps torch==$(TORCH); \
-	elif $(PIP) install -q --no-deps --retries 1 --timeout 30 torch==$(TORCH) \
+		$(PIP) install -qq --no-deps torch==$(TORCH); \
+	elif $(PIP) install -qq --no-deps --retries 1 --timeout 30 torch==$(TORCH) \
 		--index-url $(TORCH_INDEX); then :; \
 	else \
 		echo 'make: no CPU build of torch $(TORCH) for' \

@@ -115,10 +115,6 @@ CUTOFFS = (10, 20, 50)
 class RecallSettings(Settings):
     """Everything that differs between a laptop and the paper, side by side."""
 
-    items: int = dial(300, 4_000, 10_000, 18_605_582, source="README; ours below full")
-    sessions: int = dial(1_500, 40_000, 70_000, 2_574_949, source="README; ours below full")
-    users: int = dial(276, 7_350, 12_860, 331_930, source="README; 5.4 requests each below full")
-    leaves: int = dial(24, 90, 116, 0, source="categories of the simulated shop; ours")
     test_share: float = dial(0.25, 0.25, 0.25, 0.03, source="3 % (audit); more, as we have few")
     checkpoint: str = dial(
         "",
@@ -163,9 +159,8 @@ def open_log(settings: RecallSettings, world_seed: int, data: str, synonyms: flo
     if data:
         tables = ("users", "items", "recall", "relevance")
         return KuaiSearch.read(Path(data), tables=tables, schema_only=schema_only), None
-    sizes = {name: getattr(settings, name) for name in ("items", "sessions", "users", "leaves")}
     dials = {} if synonyms < 0 else {"synonyms": synonyms}
-    config = ShopConfig(**sizes, test_share=settings.test_share, **dials)
+    config = ShopConfig.of(settings.profile, test_share=settings.test_share, **dials)
     return open_shop(config, world_seed), open_truth(config, world_seed)
 
 

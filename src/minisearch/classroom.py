@@ -195,18 +195,21 @@ def instructor_notebook(chapter: str) -> NotebookNode:
     file, notebook = find(chapter).name, to_notebook(chapter)
     title = notebook.cells[0].source.partition("\n")[0]
     kept = [new_markdown_cell(f"{title}\n\n{INSTRUCTIONS}", id="heading")]
-    prose: list[NotebookNode] = []
+    section: list[NotebookNode] = []  # since its heading, or since the last exercise
     for cell in notebook.cells:
         _check_markers(cell, file)
         if "nbgrader" in cell.metadata:
-            kept += [*prose, _graded(cell, file)]
-        elif cell.cell_type == "markdown":
-            text = re.sub(r"\{[a-z:]+\}`([^`]+)`", r"\1", cell.source)  # the book's roles
-            prose.append(new_markdown_cell(text, id=cell.id))
+            kept += [*section, _graded(cell, file)]
+            section = []
             continue
-        else:
-            kept.append(cell)
-        prose = []
+        if cell.cell_type == "markdown":
+            if cell.source.startswith(("# ", "## ")):  # no exercise: its prose is left out
+                kept += [other for other in section if other.cell_type == "code"]
+                section = []
+            text = re.sub(r"\{[a-z:]+\}`([^`]+)`", r"\1", cell.source)  # the book's roles
+            cell = new_markdown_cell(text, id=cell.id)
+        section.append(cell)
+    kept += [cell for cell in section if cell.cell_type == "code"]
     if not any(cell.metadata.get("nbgrader", {}).get("solution") for cell in kept):
         raise InputError(file, "no exercise", "a cell with solution true", "name another chapter.")
     ids = [cell.id for cell in kept]

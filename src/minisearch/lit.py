@@ -275,8 +275,8 @@ def fit(
         optimisation: learning rate and schedule.
         epochs: passes over the rows.
         resume: a checkpoint of an unfinished run with the same arguments, to be continued exactly.
-        trainer: further arguments of `lightning.Trainer`, such as `max_steps`, or `callbacks`:
-            with a `ModelCheckpoint(every_n_train_steps=...)` among them there is something to resume.
+        trainer: further arguments of `lightning.Trainer`, such as `max_steps`, or `callbacks`, of
+            which a `ModelCheckpoint(every_n_train_steps=...)` writes what `resume` reads.
 
     Returns:
         the trainer, for `save_checkpoint`.
@@ -295,7 +295,13 @@ def fit(
         "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
     }
     runner = lightning.Trainer(**trainer_arguments(settings, **(arguments | trainer)))
-    with warnings.catch_warnings():  # Lightning's own use of a torch name that is going away
-        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\)")
+    with warnings.catch_warnings():
+        # A torch name that Lightning uses and that is going away; and a reminder to pass on the
+        # ModelCheckpoint of the first run, which keeps nothing that a second one needs.
+        for message in (
+            r".*isinstance\(treespec, LeafSpec\)",
+            "Be aware that when using `ckpt_path`",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         runner.fit(module, train_dataloaders=batches, ckpt_path=resume)
     return runner

@@ -1,11 +1,10 @@
 """Measures of a ranked list and of a score, vectorised over queries: one value a query comes out.
 
-The measures of a list take `hits`, the boolean matrix of `relevance_matrix`, so that the comparison
-of ids is done once for all of them. Averages are left to the caller, who needs the single values
-for intervals.
+The measures of a list take `hits`, the boolean matrix of `relevance_matrix`, so that ids are
+compared once for all of them. Averages are left to the caller, who needs the values for intervals.
 
-Source: definitions of recall and hit rate from KuaiSearch (recall/): R@K = |topK & pos| / |pos|,
-HR@K = any hit; NDCG with binary gains, Järvelin and Kekäläinen (2002).
+Source: recall and hit rate as in KuaiSearch's release (recall/); NDCG with binary gains, Järvelin
+and Kekäläinen (2002).
 """
 
 from __future__ import annotations
@@ -17,11 +16,7 @@ from minisearch.records import Ragged
 
 
 def relevance_matrix(ranked_ids: np.ndarray, positives: Ragged) -> np.ndarray:
-    """Which ranked ids are positives of their query.
-
-    Args:
-        ranked_ids: the returned ids, best first, no id twice in a row.
-        positives: the ids that count as right, none twice in a row.
+    """Which ranked ids, best first, are positives of their query; no id comes twice in a row.
 
     Shape: ranked_ids (Q, K) int, positives Q rows -> (Q, K) bool.
 
@@ -29,12 +24,8 @@ def relevance_matrix(ranked_ids: np.ndarray, positives: Ragged) -> np.ndarray:
         InputError: when the two do not have the same number of queries.
     """
     if len(ranked_ids) != len(positives):
-        raise InputError(
-            "relevance_matrix",
-            f"{len(ranked_ids)} ranked lists and {len(positives)} rows of positives",
-            "one row of positives for each ranked list",
-            "select the same queries for both.",
-        )
+        found = f"{len(ranked_ids)} ranked lists and {len(positives)} rows of positives"
+        raise InputError("relevance_matrix", found, "as many", "select the same queries for both.")
     hits = np.zeros(ranked_ids.shape, dtype=bool)
     lengths, starts = positives.lengths, positives.offsets[:-1]
     # The n-th positive of every query at once: the work is (number of positives) x K comparisons.
@@ -56,11 +47,9 @@ def recall_at_k(hits: np.ndarray, n_positives: np.ndarray, k: int) -> np.ndarray
     if (found > n_positives).any():
         row = int(np.argmax(found > n_positives))
         raise InputError(
-            f"recall_at_k, query {row}",
-            f"{found[row]} hits for {n_positives[row]} positives",
-            "at most as many hits as positives",
-            "remove repeated ids from the ranked list and from the positives.",
-        )
+            f"recall_at_k, query {row}", f"{found[row]} hits for {n_positives[row]} positives",
+            "at most as many hits as positives", "remove repeated ids from both.",
+        )  # fmt: skip
     return _share(found, n_positives)
 
 
@@ -135,9 +124,8 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def _first(hits: np.ndarray, k: int) -> np.ndarray:
     if not 1 <= k <= hits.shape[1]:
-        raise InputError(
-            "parameter k", str(k), f"1 to {hits.shape[1]}", "search for more results or lower k."
-        )
+        expected = f"1 to {hits.shape[1]}, the results a query"
+        raise InputError("parameter k", str(k), expected, "search for more results, or lower k.")
     return hits[:, :k]
 
 
@@ -150,10 +138,8 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _binary(labels: np.ndarray, where: str) -> np.ndarray:
     values = np.unique(labels)
     if not np.array_equal(values, [0, 1]):
+        found = f"the values {values[:5].tolist()}"
         raise InputError(
-            f"{where}, labels",
-            f"the values {values[:5].tolist()}",
-            "both 0 and 1, and nothing else",
-            "check how labels were made and split.",
+            f"{where}, labels", found, "both 0 and 1, nothing else", "check the split."
         )
     return np.asarray(labels, dtype=bool)

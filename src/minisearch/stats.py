@@ -159,15 +159,13 @@ def crossed_bootstrap(
     deviations = np.zeros(samples)
     parts: list[tuple[float, int]] = []
     for world in worlds:
-        for effects, variance in (
-            (world.seed_effects, world.seed_variance),
-            (world.query_effects, world.query_variance),
-        ):
+        by_seed = (world.seed_effects, world.seed_variance)
+        for effects, variance in (by_seed, (world.query_effects, world.query_variance)):
             deviations += _resampled_means(effects, samples, rng) / len(worlds)
             parts.append((variance / len(worlds) ** 2, len(effects) - 1))
     df, tail = _degrees_of_freedom(parts), (1 + LEVEL) / 2
-    low, high = np.quantile(deviations, [1 - tail, tail]) * _quantile(df, tail)
-    low, high = low / _quantile(_MANY, tail), high / _quantile(_MANY, tail)
+    widen = _quantile(df, tail) / _quantile(_MANY, tail)
+    low, high = widen * np.quantile(deviations, [1 - tail, tail])
     return _interval(differences, (float(low), float(high)), "crossed bootstrap", df)
 
 
@@ -228,16 +226,9 @@ def ratio_interval(
         raise InputError("ratio claim", found, "a baseline clearly above zero", remedy)
     above = float(np.mean([matrix.mean() for matrix in treatment]))
     ratio = above / below.estimate
-    scaled = [matrix * ratio for matrix in baseline]
-    linear = [d / below.estimate for d in paired_differences(treatment, scaled)]
-    shifted = interval(linear, samples=samples, seed=seed)
-
-    def shift(found: Interval) -> Interval:
-        return replace(
-            found, estimate=found.estimate + ratio, low=found.low + ratio, high=found.high + ratio
-        )
-
-    return replace(shift(shifted), beside=shift(shifted.beside) if shifted.beside else None)
+    parts = paired_differences(treatment, [matrix * ratio for matrix in baseline])
+    linear = [ratio + part / below.estimate for part in parts]
+    return interval(linear, samples=samples, seed=seed)
 
 
 def verdict(kind: ClaimType, found: Interval, margin: float = 0.0) -> str:

@@ -108,11 +108,10 @@ def _run(cell: Cell, job: dict[str, Any], private: str) -> None:
 def kernel_environment(profile: str, private: str) -> dict[str, str]:
     """A kernel's environment: the profile's threads, fixed hashes, no chatter, no network at toy.
 
-    `private` takes what Jupyter and IPython keep, so that a user's own start-up files do not run.
+    `private` takes what IPython keeps, so that a user's own start-up files do not run.
     """
     environment = {
         "IPYTHONDIR": private,
-        "JUPYTER_RUNTIME_DIR": private,
         "OMP_NUM_THREADS": str(Settings.of(profile).threads),
         "PYTHONHASHSEED": "0",
         "TQDM_DISABLE": "1",
@@ -126,7 +125,10 @@ def _execute(cell: Cell, job: dict[str, Any], folder: Path, private: str) -> Non
     from traitlets.config import Config
 
     os.environ.update(kernel_environment(cell.profile, private), MINISEARCH_RUN_DIR=str(folder))
-    manager = {} if os.name == "nt" else {"transport": "ipc", "ip": f"{private}/kernel"}
+    tempfile.tempdir = private  # Jupyter's connection file goes there, and with it when killed
+    # Sockets in a folder of its own: no open ports. The system allows about 100 characters.
+    local = os.name == "posix" and len(private) < 80
+    manager = {"transport": "ipc", "ip": f"{private}/kernel"} if local else {}
     look = "{desc}: cell {n_fmt}/{total_fmt} {bar} {elapsed}, {remaining} left"
     # "disable" is for TQDM_DISABLE, which is meant for the chapters' own bars.
     bar = {"desc": cell.chapter, "bar_format": look, "disable": False}

@@ -16,7 +16,7 @@ from minisearch import chapters
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "chapters").glob("*.py"))
 TAGS = {
-    "parameters", "page-only", "train", "glue", "solution",
+    "parameters", "page-only", "train", "exercise", "check",
     "hide-input", "hide-output", "hide-cell", "remove-cell", "remove-input", "remove-output",
     "nbval-check-output", "nbval-ignore-output", "nbval-skip",
 }  # fmt: skip
@@ -58,9 +58,15 @@ def test_tags_are_known(path):
 
 
 def test_metadata_is_what_jupytext_keeps(path):
-    settings = ("tags", "mystnb", "nbgrader")
+    known = {"tags", "mystnb", "nbgrader", "lines_to_next_cell"}  # the last is jupytext's own
     for cell in notebook(path).cells:
-        assert cell.metadata.keys() <= set(settings), cell.source[:80]
+        assert cell.metadata.keys() <= known, cell.source[:80]
+
+
+def test_exercises_are_no_part_of_what_a_grid_measures(path):
+    for cell in notebook(path).cells:
+        if cell.cell_type == "code" and "nbgrader" in cell.metadata:
+            assert "page-only" in cell.metadata.tags, cell.source[:80]
 
 
 def test_markers_are_paired_within_their_cell(path):

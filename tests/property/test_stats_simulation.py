@@ -1,7 +1,7 @@
 """What the intervals promise, on data whose truth is known: coverage and false verdicts.
 
-Seeds are fixed, so a test that passes keeps passing. A bound is the promise (95 % coverage, 2.5 % of
-false SUPPORTED) and the error of the simulation itself, wide enough for 72 comparisons to hold
+Seeds are fixed, so a test that passes keeps passing. A bound is the promise (95 % coverage, 2.5 %
+of false SUPPORTED) and the error of the simulation itself, wide enough for 72 comparisons to hold
 together; pooled over the scenarios the same promises are checked more sharply.
 """
 

@@ -95,7 +95,9 @@ def test_terms_lead_to_the_glossary(site: Path) -> None:
 
 
 def test_generated_parts_are_there(site: Path) -> None:
-    assert not any("% generated" in soup(page).get_text() for page in pages(site))
+    texts = [soup(page).get_text() for page in pages(site)]
+    assert not any("% generated" in text for text in texts)
+    assert not any("|—" in text or "|--" in text for text in texts), "a table that stayed text"
     table = soup(site / "book" / "intro.html").select_one("article table")
     assert "IG-Search" in table.get_text()
     for chapter in CHAPTERS:

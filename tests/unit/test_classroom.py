@@ -53,6 +53,8 @@ from minisearch.classroom import check, checks
 raise RuntimeError("this would train")
 
 # %% [markdown]
+# ## Step 1
+#
 # Prose of another section.
 
 # %%
@@ -62,6 +64,9 @@ total = 0
 # ## Exercises
 #
 # The {term}`mean` of a list, not `named_in_the_text`.
+
+# %%
+print("a cell between an exercise's text and its answer")
 
 # %% tags=["exercise"] nbgrader={"grade": false, "solution": true, "grade_id": "ch91-ex1"}
 def mean(values):

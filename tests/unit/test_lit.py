@@ -92,6 +92,11 @@ def test_impossible_batch_size(size):
         batches(batch_size=size)
 
 
+def test_columns_of_different_lengths():
+    with pytest.raises(InputError, match=r"lengths \{'a': 9, 'b': 8\}; expected one length"):
+        Batches({"a": torch.zeros(9), "b": torch.zeros(8)}, 2, seed=0)
+
+
 def test_learning_rate_factors():
     linear = Optimisation(warmup_steps=2)
     factors = [linear.factor(step, 6) for step in range(6)]
@@ -129,6 +134,16 @@ def test_fit_is_the_plain_loop():
     np.testing.assert_allclose(module.history.column("loss")[1], losses, rtol=1e-6)
     torch.testing.assert_close(module.layers[1].weight, matrix)
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_fit_trains_what_was_left_in_evaluation_mode():
+    """A model just loaded is in evaluation mode: its dropout must be on in training all the same."""
+    losses = []
+    for module in (Regression(), Regression().eval()):
+        torch.manual_seed(5)
+        fit(module, batches(), SETTINGS, OPTIMISATION, EPOCHS)
+        losses.append(module.history.column("loss")[1].tolist())
+    assert losses[0] == losses[1]
 
 
 class Killed(Exception):

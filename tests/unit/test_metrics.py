@@ -87,7 +87,7 @@ def test_repeated_ids_are_refused():
 
 
 def test_other_number_of_queries():
-    with pytest.raises(InputError, match="4 ranked lists and 1 rows"):
+    with pytest.raises(InputError, match="4 ranked lists and 1 rows of positives"):
         metrics.relevance_matrix(RANKED, Ragged.from_lists([[1]]))
 
 

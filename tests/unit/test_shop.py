@@ -315,8 +315,12 @@ def test_exposure_is_long_tailed_and_clicks_fall_with_rank(toy):
     recall = toy[0].recall
     clicks = np.bincount(recall["clicked_item_ids"].values, minlength=4001)[1:]
     top = np.sort(clicks)[::-1]
-    assert top[:40].sum() > 0.05 * top.sum()  # 1 % of the items
-    assert top[:800].sum() > 0.45 * top.sum()  # 20 %
+    assert top[:40].sum() > 0.035 * top.sum()  # 1 % of the items
+    assert top[:800].sum() > 1.5 * 0.2 * top.sum()  # 20 %
+    train = recall["split"] == "train"
+    known = set(recall["clicked_item_ids"].select(train).values)
+    cold = set(recall["clicked_item_ids"].select(~train).values) - known
+    assert len(cold) > 20  # items that the test clicks and training never does
     shown = recall["impressed_item_ids"]
     rank = np.arange(len(shown.values)) - shown.offsets[shown.rows]
     hit = np.isin(

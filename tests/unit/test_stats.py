@@ -67,6 +67,16 @@ def test_bootstrap_has_the_width_that_the_variance_components_imply():
     assert found.width == pytest.approx(2 * scipy.stats.t.ppf(0.975, found.df) * error, rel=0.03)
 
 
+def test_resampled_effects_have_the_variance_of_the_true_ones():
+    """A mean of n draws from effects e varies by mean(e ** 2) / n: no (n - 1) / n is lost."""
+    matrix = RNG.normal(size=(4, 1)) + RNG.normal(size=(1, 6)) + 0.5 * RNG.normal(size=(4, 6))
+    found = stats._effects(matrix)
+    assert found.seed_variance == pytest.approx(matrix.mean(1).var(ddof=1) / 4)
+    assert (found.seed_effects**2).mean() / 4 == pytest.approx(found.seed_variance)
+    assert (found.query_effects**2).mean() / 6 == pytest.approx(found.query_variance)
+    assert 0 < found.query_variance < matrix.mean(0).var(ddof=1) / 6  # the noise is taken out
+
+
 def test_two_deterministic_arms_resample_queries_only():
     values = RNG.exponential(size=(1, 500))
     found = stats.interval([values], samples=20_000)

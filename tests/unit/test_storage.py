@@ -92,9 +92,8 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
     final = tmp_path / "final"
     with storage.atomic_directory(final) as folder:
         (folder / "old").touch()
-    with pytest.raises(FileExistsError), storage.atomic_directory(final) as folder:
-        (folder / "new").touch()
-        (folder / "new").touch(exist_ok=False)
+    with pytest.raises(ZeroDivisionError), storage.atomic_directory(final) as folder:
+        _ = (folder / "new").write_text("half") / 0
     assert names(final) == ["old"]
     assert names(tmp_path) == ["final"]
 

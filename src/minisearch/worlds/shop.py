@@ -46,7 +46,7 @@ GRADE_SHARES = (0.1313, 0.1903, 0.3398, 0.3386)  # authors' statistics
 def make_shop(config: ShopConfig, world_seed: int) -> tuple[KuaiSearch, ShopTruth]:
     """Build one world: the tables, and the truth that produced them.
 
-    The same settings and seed give the same bytes, on every machine and in every process.
+    The same settings and seed give the same bytes in every process.
     """
     words = make_words(config, world_seed)
     goods = make_goods(words, config, world_seed)

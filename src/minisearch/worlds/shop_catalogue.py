@@ -85,7 +85,13 @@ class ShopConfig:
         sizes: dict[str, dict[str, Any]] = {
             "smoke": {"items": 300, "sessions": 1500, "users": 276, "leaves": 24},
             "toy": {},
-            "small": {"items": 10_000, "sessions": 70_000, "users": 12_860, "leaves": 90},
+            "small": {
+                "items": 10_000,
+                "sessions": 70_000,
+                "users": 12_860,
+                "leaves": 90,
+                "click_bias": 1.15,
+            },
         }
         return cls(**({**sizes.get(profile, sizes["small"]), **changes}))
 

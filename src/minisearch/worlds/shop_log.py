@@ -221,12 +221,12 @@ def show(truth: ShopTruth) -> Events:
     parts = []
     for leaf in np.unique(requests.engine_leaf):
         items, closeness = _candidates(goods, leaf, 5 * cap // 4, rng)
-        base = 5.0 * closeness + 0.9 * np.log(goods.demand[items])
+        base = 2.5 * closeness + 0.3 * np.log(goods.demand[items])
         everyone = np.flatnonzero(requests.engine_leaf == leaf)
         for rows in np.array_split(everyone, 1 + len(everyone) // 4096):  # bounds the memory
             noise = rng.standard_exponential((len(rows), len(items)), dtype=np.float32)
             score = base - config.engine_noise * np.log(noise + 1e-30)  # -log Exp(1) is Gumbel
-            worth = 3.0 / (requests.required[rows] != NONE).sum(1).clip(1)
+            worth = 1.5 / (requests.required[rows] != NONE).sum(1).clip(1)
             for wanted in requests.required[rows].T:
                 has = wanted[:, None] == seen[items][:, goods.value_attribute[wanted]].T
                 score += has * np.where(wanted == NONE, 0, worth)[:, None]
