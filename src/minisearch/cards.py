@@ -198,12 +198,9 @@ def to_json(card: Card) -> dict[str, Any]:
     """A card as plain values: `claims`, each with its verdict, evidence, cost and flags."""
     results = _results(card)
     flags = _flags(card, results)
+    unmeasured, measured = {"value": None, "met": None}, results["preconditions"]
     needs = [
-        {
-            "id": name,
-            **asdict(need),
-            **results["preconditions"].get(name, {"value": None, "met": None}),
-        }
+        {"id": name, **asdict(need), **measured.get(name, unmeasured)}
         for name, need in card.preconditions.items()
     ]
     claims = [
@@ -220,14 +217,13 @@ def _claim_json(card: Card, name: str, results: Mapping[str, Any]) -> dict[str, 
     for arm, rival in (results["rivals"] if claim.primary else {}).items():
         row = {"arm": arm, "role": card.arms[arm].role, "effect": rival.get("estimate")}
         refuters.append(row | {"wins": rival["wins"], "verdict": rival["verdict"]})
-    own = {
-        key: value for key, value in asdict(claim).items() if key not in ("treatment", "baseline")
-    }
+    own = asdict(claim)
+    arms = {role: own.pop(role) for role in ("treatment", "baseline")}
     measured = ("method", "seeds", "worlds", "inits", "queries", "p", "p_holm", "beside")
     return {
         "id": name,
         **own,
-        "arms": {"treatment": claim.treatment, "baseline": claim.baseline},
+        "arms": arms,
         "effect": found.get("estimate"),
         "interval": [found["low"], found["high"]] if "low" in found else None,
         **{key: found.get(key) for key in (*measured, "smallest_detectable_effect")},
@@ -240,13 +236,8 @@ def _claim_json(card: Card, name: str, results: Mapping[str, Any]) -> dict[str, 
 def _results(card: Card) -> dict[str, Any]:
     """The published results, or none where the card was changed since they were computed."""
     path = cards_folder() / f"{card.chapter}.results.json"
-    nothing: dict[str, Any] = {
-        "claims": {},
-        "preconditions": {},
-        "rivals": {},
-        "cost": None,
-        "code_keys": [],
-    }
+    nothing: dict[str, Any] = {"claims": {}, "preconditions": {}, "rivals": {}}
+    nothing |= {"cost": None, "code_keys": []}
     found = read_json(path) if path.is_file() else nothing
     return found if found.get("digest") == card.digest() else nothing
 

@@ -33,7 +33,7 @@ class Arm:
 
     label: str
     seeds: Literal["trained", "deterministic"]
-    role: Literal["main", "control", "refuter", "ablation"]
+    role: Literal["main", "control", "refuter", "ablation", "reference"]
     seed_range: str = ""
 
 

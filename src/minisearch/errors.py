@@ -1,4 +1,4 @@
-"""Errors that a reader can cause, in one shape: where, what was found, what was expected, what to do."""
+"""Errors a reader can cause, in one shape: where, what was found, what was expected, what to do."""
 
 
 class MinisearchError(Exception):

@@ -50,12 +50,8 @@ class BM25Index:
         from scipy.sparse import csr_array
 
         if not any(map(len, documents)):
-            raise InputError(
-                "documents of BM25Index",
-                f"{len(documents)} documents without a word",
-                "at least one document with a word",
-                "check the texts and how they are split into words.",
-            )
+            found = f"{len(documents)} documents without a word"
+            raise InputError("BM25Index", found, "at least one word", "check the texts.")
         model = bm25s.BM25(k1=k1, b=b, method="lucene")
         model.index([list(document) for document in documents], show_progress=False)
         parts = tuple(model.scores[name] for name in ("data", "indices", "indptr"))
@@ -105,10 +101,8 @@ class DenseIndex:
         import faiss
 
         if vectors.ndim != 2 or not vectors.size:
-            raise InputError(
-                "vectors of DenseIndex", f"shape {vectors.shape}", "(N, D), N and D at least 1",
-                "check the encoder and the documents.",
-            )  # fmt: skip
+            found = f"vectors of shape {vectors.shape}"
+            raise InputError("DenseIndex", found, "(N, D), neither 0", "check what was encoded.")
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
 
@@ -125,10 +119,8 @@ class DenseIndex:
         """
         _check_k(k, len(self))
         if queries.ndim != 2 or queries.shape[1] != self._index.d:
-            raise InputError(
-                "queries of DenseIndex", f"shape {queries.shape}", f"(Q, {self._index.d})",
-                "encode queries and documents into the same space.",
-            )  # fmt: skip
+            found, expected = f"queries of shape {queries.shape}", f"(Q, {self._index.d})"
+            raise InputError("DenseIndex", found, expected, "encode both into the same space.")
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         depth = min(k + 16, len(self))
         scores, ids = self._index.search(queries, depth)
@@ -159,9 +151,5 @@ def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
 
 def _check_k(k: int, size: int) -> None:
     if not 1 <= k <= size:
-        raise InputError(
-            "parameter k",
-            str(k),
-            f"1 to {size}, the number of documents",
-            "lower k, or index more.",
-        )
+        expected = f"1 to {size}, the number of documents"
+        raise InputError("parameter k", str(k), expected, "lower k, or index more.")

@@ -29,6 +29,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 
 from minisearch.errors import InputError, one_of
@@ -95,14 +97,14 @@ class Batches:
     same batch, so that the union is the batch of one process. The last, incomplete one is dropped.
 
     Args:
-        tensors: columns of the same length N.
-        batch_size: rows a step over all processes together.
+        tensors: columns of one length.
+        batch_size: rows a step, over all processes together.
         seed: of the order and of the draws.
-        pools: further columns, all of one length, of which `batch_size` rows are drawn at random
-            for each batch (random negatives).
+        pools: columns of another length, of which `batch_size` rows are drawn at random for each
+            batch: random negatives.
 
     Raises:
-        InputError: when there are fewer rows than `batch_size`.
+        InputError: for columns of different lengths, or fewer rows than `batch_size`.
     """
 
     def __init__(
@@ -114,12 +116,10 @@ class Batches:
     ) -> None:
         self.tensors, self.batch_size, self.seed = dict(tensors), batch_size, seed
         self.pools = dict(pools or {})
-        self.rows = len(next(iter(self.tensors.values())))
+        self.rows, self.pool_rows = _rows(self.tensors), _rows(self.pools)
         if not 1 <= batch_size <= self.rows:
-            raise InputError(
-                "parameter batch_size", str(batch_size), f"1 to {self.rows}, the training rows",
-                "lower the batch size, or give more rows.",
-            )  # fmt: skip
+            expected = f"1 to {self.rows}, the training rows"
+            raise InputError("parameter batch_size", str(batch_size), expected, "change it.")
         self.epoch = self.position = 0
 
     def __len__(self) -> int:
@@ -133,21 +133,19 @@ class Batches:
             start = self.position * self.batch_size
             self.position += 1
             batch = self._slice(self.tensors, order[start : start + self.batch_size])
-            for pool in list(self.pools.values())[:1]:
+            if self.pools:
                 random = self._random("pools", self.epoch, self.position)
-                drawn = torch.from_numpy(random.integers(0, len(pool), self.batch_size))
-                batch |= self._slice(self.pools, drawn)
+                drawn = random.integers(0, self.pool_rows, self.batch_size)
+                batch |= self._slice(self.pools, torch.from_numpy(drawn))
             yield batch
 
     def _slice(self, columns: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
         if dist.is_available() and dist.is_initialized():
-            if len(rows) % dist.get_world_size():
-                raise InputError(
-                    "parameter batch_size", str(len(rows)),
-                    f"a multiple of {dist.get_world_size()}, the number of processes",
-                    "change the batch size or the number of devices.",
-                )  # fmt: skip
-            rows = rows.chunk(dist.get_world_size())[dist.get_rank()]
+            world = dist.get_world_size()
+            if len(rows) % world:
+                expected = f"a multiple of {world}, the number of processes"
+                raise InputError("parameter batch_size", str(len(rows)), expected, "change it.")
+            rows = rows.chunk(world)[dist.get_rank()]
         return {name: column[rows] for name, column in columns.items()}
 
     def _random(self, *names: object) -> np.random.Generator:
@@ -160,6 +158,13 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from a stored state at the next iteration."""
         self.epoch, self.position = state["epoch"], state["position"]
+
+
+def _rows(columns: Mapping[str, Tensor]) -> int:
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError("Batches", f"lengths {lengths}", "one length", "select the same rows.")
+    return next(iter(lengths.values()), 0)
 
 
 class Module(lightning.LightningModule):
@@ -194,8 +199,7 @@ class Module(lightning.LightningModule):
             values = self.validation()
         self.train()
         if values:
-            # on this hook Lightning's own callbacks, such as EarlyStopping, can read what is logged
-            self.log_dict(values)
+            self.log_dict(values)  # for Lightning's own callbacks, such as EarlyStopping
             self._record(values)
 
     def configure_optimizers(self) -> Any:
@@ -205,10 +209,8 @@ class Module(lightning.LightningModule):
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         o, total = self.optimisation, self.total_steps
-        optimiser = torch.optim.AdamW(
-            groups, o.learning_rate, weight_decay=o.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: o.factor(step, total))
+        optimiser = AdamW(groups, o.learning_rate, weight_decay=o.weight_decay, fused=True)
+        schedule = LambdaLR(optimiser, lambda step: o.factor(step, total))
         return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -240,6 +242,8 @@ class Module(lightning.LightningModule):
 class Progress(lightning.Callback):
     """A bar over all steps with the latest loss; TQDM_DISABLE=1 switches it off."""
 
+    bar: Any = None
+
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         # disable is left to its environment variable, which any value given here would override
         hidden: Any = {} if trainer.is_global_zero else {"disable": True}
@@ -250,11 +254,9 @@ class Progress(lightning.Callback):
         self.bar.set_postfix(loss=f"{module.history.rows[-1]['loss']:.3f}", refresh=False)
         self.bar.update(trainer.global_step - self.bar.n)
 
-    def on_train_end(self, *_: Any) -> None:
-        self.bar.close()
-
-    def on_exception(self, *_: Any) -> None:
-        self.bar.close()
+    def teardown(self, *_: Any, **__: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def fit(
@@ -274,7 +276,8 @@ def fit(
         settings: the profile: accelerator, devices, strategy, precision.
         optimisation: learning rate and schedule.
         epochs: passes over the rows.
-        resume: a checkpoint of an unfinished run with the same arguments, to be continued exactly.
+        resume: a checkpoint of an unfinished run with the same arguments; on one CPU process the
+            weights become, bit for bit, those of a run that was never interrupted.
         trainer: further arguments of `lightning.Trainer`, such as `max_steps`, or `callbacks`, of
             which a `ModelCheckpoint(every_n_train_steps=...)` writes what `resume` reads.
 
@@ -282,6 +285,7 @@ def fit(
         the trainer, for `save_checkpoint`.
     """
     quiet()
+    module.train()  # from_pretrained leaves a model in evaluation mode, and so would Lightning
     module.optimisation = optimisation
     # Not trainer.estimated_stepping_batches: asked for while the optimiser is built, it makes
     # Lightning set up the batches before it has read their position from the checkpoint.
@@ -296,12 +300,9 @@ def fit(
     }
     runner = lightning.Trainer(**trainer_arguments(settings, **(arguments | trainer)))
     with warnings.catch_warnings():
-        # A torch name that Lightning uses and that is going away; and a reminder to pass on the
-        # ModelCheckpoint of the first run, which keeps nothing that a second one needs.
-        for message in (
-            r".*isinstance\(treespec, LeafSpec\)",
-            "Be aware that when using `ckpt_path`",
-        ):
+        # An outdated torch name inside Lightning; a reminder to pass the ModelCheckpoint on again,
+        # which keeps nothing that the second run needs.
+        for message in (r".*isinstance\(treespec, LeafSpec\)", "Be aware that when using"):
             warnings.filterwarnings("ignore", message=message)
         runner.fit(module, train_dataloaders=batches, ckpt_path=resume)
     return runner

@@ -55,8 +55,7 @@ def recall_at_k(hits: np.ndarray, n_positives: np.ndarray, k: int) -> np.ndarray
 
 def hit_rate_at_k(hits: np.ndarray, k: int) -> np.ndarray:
     """1 where any of the first k is a positive, else 0. Shape: (Q, K) bool -> (Q,) float64."""
-    found: np.ndarray = _first(hits, k).any(axis=1)
-    return found.astype(np.float64)
+    return np.asarray(_first(hits, k).any(axis=1), dtype=np.float64)
 
 
 def reciprocal_rank_at_k(hits: np.ndarray, k: int) -> np.ndarray:

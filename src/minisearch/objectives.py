@@ -55,11 +55,10 @@ def same_items(item_ids: Tensor, extra_ids: Tensor | None = None) -> Tensor:
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows of all processes in rank order, with gradients; the rows themselves on one process.
 
-    An in-batch loss needs it: a process that sees only its own slice of the batch has fewer
-    negatives, which is another objective. When every process computes the same loss on the gathered
-    rows, the backward pass adds up the W equal gradients that the W processes hold for a row, and
-    the average over processes that DDP takes divides by W again: the step is that of one process
-    with the whole batch.
+    A process that sees only its slice of the batch has fewer negatives, which is another objective.
+    When each of W processes computes the whole loss on the gathered rows, the backward pass adds up
+    W equal gradients for every row, and the average over processes that DDP takes divides by W
+    again: the step is that of one process with the whole batch.
 
     Shape: (B, ...) on each of W processes, equal B -> (W * B, ...).
     """

@@ -46,9 +46,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class _Effects:
-    """One world's matrix taken apart: mean, seed and query effects, and the variance each adds."""
+    """One world's matrix taken apart: seed and query effects, and the variance each adds."""
 
-    mean: float
     seed_effects: Array
     query_effects: Array
     seed_variance: float
@@ -68,17 +67,16 @@ def paired_differences(treatment: Sequence[Array], baseline: Sequence[Array]) ->
         raise InputError("paired differences", found, "the same worlds", "run the missing cells.")
     differences = []
     for world, (new, old) in enumerate(zip(treatment, baseline, strict=True)):
-        paired = new.shape[0] == old.shape[0] or 1 in (new.shape[0], old.shape[0])
-        if new.shape[1] != old.shape[1] or not paired:
-            found = f"shapes {new.shape} and {old.shape}"
-            remedy = "evaluate both arms on the same queries and seeds."
-            raise InputError(f"paired differences, world {world}", found, "equal shapes", remedy)
+        where, paired = f"paired differences, world {world}", len(new) == len(old)
+        if new.shape[1] != old.shape[1] or not (paired or 1 in (len(new), len(old))):
+            found, remedy = (
+                f"shapes {new.shape} and {old.shape}",
+                "pair the same queries and seeds.",
+            )
+            raise InputError(where, found, "equal shapes", remedy)
         differences.append(np.asarray(new, float) - np.asarray(old, float))
         if not differences[-1].size or not np.isfinite(differences[-1]).all():
-            where, found = (
-                f"paired differences, world {world}",
-                "no value, or one that is not finite",
-            )
+            found = "no value, or one that is not finite"
             raise InputError(where, found, "one number a seed and query", "check the metric.")
     return differences
 
@@ -104,7 +102,7 @@ def _effects(matrix: Array) -> _Effects:
     only (S-1)/S times. Here row means are stretched by sqrt(S/(S-1)), and column means, which carry
     1/S of that noise once more, are shrunk to the variance of the query effects alone.
     """
-    (seeds, queries), mean = matrix.shape, float(matrix.mean())
+    (seeds, queries), mean = matrix.shape, matrix.mean()
     rows, columns = matrix.mean(axis=1) - mean, matrix.mean(axis=0) - mean
     seed_variance = rows @ rows / (seeds - 1) / seeds if seeds > 1 else 0.0
     column_variance = columns @ columns / (queries - 1) / queries if queries > 1 else 0.0
@@ -118,7 +116,7 @@ def _effects(matrix: Array) -> _Effects:
     if column_variance > 0:
         shrink = query_variance / column_variance
         columns = columns * math.sqrt(shrink * queries / (queries - 1))
-    return _Effects(mean, rows, columns, float(seed_variance), float(query_variance))
+    return _Effects(rows, columns, float(seed_variance), float(query_variance))
 
 
 def _degrees_of_freedom(parts: Sequence[tuple[float, int]]) -> float:
@@ -326,9 +324,9 @@ def prediction_interval(values: Array, level: float = LEVEL) -> tuple[float, flo
     if len(values) < 2:
         found = f"{len(values)} run"
         raise InputError("prediction interval", found, "at least two runs", "run more seeds.")
-    half = _quantile(len(values) - 1, (1 + level) / 2) * values.std(ddof=1)
-    half = float(half * math.sqrt(1 + 1 / len(values)))
-    return float(values.mean()) - half, float(values.mean()) + half
+    spread = float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values))
+    half, mean = _quantile(len(values) - 1, (1 + level) / 2) * spread, float(values.mean())
+    return mean - half, mean + half
 
 
 def interquartile_mean(values: Array) -> Array:
@@ -346,10 +344,10 @@ def interquartile_mean_curve(
     Shape: one (S_w, T) array a world -> estimate, low, high, each (T,).
     """
     rng = np.random.default_rng(derive_seed(seed, "learning curves"))
-    draws = []
-    for _ in range(samples):
-        resampled = [runs[rng.integers(len(runs), size=len(runs))] for runs in curves]
-        draws.append(interquartile_mean(np.concatenate(resampled)))
+    draws = [
+        interquartile_mean(np.concatenate([rng.choice(runs, size=len(runs)) for runs in curves]))
+        for _ in range(samples)
+    ]
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return interquartile_mean(np.concatenate(list(curves))), low, high
 

@@ -104,15 +104,14 @@ class Vocabulary:
         Shape: N texts -> (N, max_len) int64.
         """
         seen: dict[str, tuple[int, ...]] = {}
-        rows, room = [], max_len - end
+        rows = []
         for text in texts:
             row: list[int] = []
             for word in words(text):
-                ids = seen.get(word)
-                if ids is None:
-                    ids = seen[word] = self.ids_of(word)
-                row += ids
-            rows.append(row[:room] + [END] * end)
+                if word not in seen:
+                    seen[word] = self.ids_of(word)
+                row += seen[word]
+            rows.append(row[: max_len - end] + [END] * end)
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         encoded = np.zeros((len(rows), max_len), dtype=np.int64)
         encoded[np.arange(max_len) < lengths[:, None]] = [i for row in rows for i in row]
@@ -142,7 +141,5 @@ class Vocabulary:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(content["frequent"], content["pieces"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = f"{type(error).__name__}: {error}"
-            raise InputError(
-                str(path), found, "a vocabulary written by save()", "build and save it again."
-            ) from error
+            found, expected = f"{type(error).__name__}: {error}", "a vocabulary written by save()"
+            raise InputError(str(path), found, expected, "build and save it again.") from error

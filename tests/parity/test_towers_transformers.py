@@ -55,7 +55,7 @@ def test_a_checkpoint_of_transformers_loads(config, published, tmp_path):
     model = published(config)
     model.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
-    tower = TextTower.from_pretrained(tmp_path, pooling="cls").eval()
+    tower = TextTower.from_checkpoint(tmp_path, pooling="cls").eval()
     bert = model if published is BertModel else model.bert
     torch.testing.assert_close(tower(IDS), hidden_states(bert)[:, 0])
 
@@ -65,7 +65,7 @@ def test_a_saved_tower_loads_whole(config, tmp_path, layers):
     config.num_hidden_layers = layers
     tower = TextTower(config, projection=6).eval()
     tower.save_pretrained(tmp_path)
-    again = TextTower.from_pretrained(tmp_path).eval()
+    again = TextTower.from_checkpoint(tmp_path).eval()
     assert (again.config.pooling, again.dimension) == ("mean", 6)
     torch.testing.assert_close(again(IDS), tower(IDS), rtol=0, atol=0)
     trained = {name: p.requires_grad for name, p in tower.named_parameters()}

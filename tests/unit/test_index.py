@@ -39,8 +39,9 @@ def test_bm25_search_does_not_depend_on_the_batch():
 
 
 def test_bm25_keeps_ties_at_the_cut_in_row_order():
-    hits = BM25Index([["a", "b"]] * 50 + [["a", "a"]]).search([["a"]], k=5)
-    assert hits.ids.tolist() == [[50, 0, 1, 2, 3]]
+    documents = [["c"]] * 10 + [["a", "b"]] * 50 + [["a", "a"]]
+    hits = BM25Index(documents).search([["a"]], k=5)
+    assert hits.ids.tolist() == [[60, 10, 11, 12, 13]]
 
 
 def test_dense_finds_the_greatest_inner_products():
@@ -57,6 +58,14 @@ def test_dense_orders_many_equal_vectors_by_row():
     hits = DenseIndex(vectors).search(np.array([[1, 0], [0, 2]], dtype=np.float32), k=4)
     assert hits.ids.tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]
     assert hits.scores.tolist() == [[1] * 4, [2] * 4]
+
+
+@pytest.mark.parametrize("equal", [40, 400])
+def test_dense_keeps_the_lowest_of_the_equal_rows_that_do_not_all_fit(equal):
+    """Better rows behind the equal ones push some of those out of faiss's heap: any of them."""
+    vectors = np.array([[1]] * equal + [[2]] * 20, dtype=np.float32)
+    hits = DenseIndex(vectors).search(np.array([[1]], dtype=np.float32), k=22)
+    assert hits.ids.tolist() == [[*range(equal, equal + 20), 0, 1]]
 
 
 @pytest.mark.parametrize("index", [BM25Index(DOCUMENTS), DenseIndex(np.eye(5, dtype=np.float32))])
@@ -77,7 +86,7 @@ def test_bm25_without_words(documents):
 def test_dense_without_vectors_or_of_another_dimension():
     with pytest.raises(InputError, match=r"shape \(0, 4\)"):
         DenseIndex(np.zeros((0, 4), dtype=np.float32))
-    with pytest.raises(InputError, match=r"queries.*shape \(1, 3\); expected \(Q, 4\)"):
+    with pytest.raises(InputError, match=r"queries of shape \(1, 3\); expected \(Q, 4\)"):
         DenseIndex(np.eye(4, dtype=np.float32)).search(np.ones((1, 3), dtype=np.float32), 2)
 
 

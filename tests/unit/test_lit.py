@@ -137,7 +137,7 @@ def test_fit_is_the_plain_loop():
 
 
 def test_fit_trains_what_was_left_in_evaluation_mode():
-    """A model just loaded is in evaluation mode: its dropout must be on in training all the same."""
+    """A model just loaded is in evaluation mode; in training its dropout must be on."""
     losses = []
     for module in (Regression(), Regression().eval()):
         torch.manual_seed(5)

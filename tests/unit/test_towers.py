@@ -67,9 +67,10 @@ def test_encoding_in_batches(bag):
     assert np.abs(vectors - encoder.encode_queries(ids)).max() > 0.01
 
 
-def test_wrong_pooling():
-    with pytest.raises(InputError, match="parameter pooling: found 'max'"):
-        TextTower(bag_config(50, 16), pooling="max")
+@pytest.mark.parametrize("pooling", ["max", "cls"])
+def test_wrong_pooling_of_a_bag(pooling):
+    with pytest.raises(InputError, match=f"parameter pooling: found '{pooling}'"):
+        TextTower(bag_config(50, 16), pooling=pooling)
 
 
 def test_a_query_generator_learns_and_samples():

@@ -16,37 +16,17 @@ from minisearch.profiles import derive_seed
 def toy_t5_config(vocabulary_size: int, dimension: int = 64, layers: int = 1) -> MT5Config:
     """A T5 small enough to train on a CPU in a minute; ids as in `text.Vocabulary`."""
     return MT5Config(
-        vocab_size=vocabulary_size,
-        d_model=dimension,
-        d_kv=dimension // 4,
-        d_ff=2 * dimension,
-        num_layers=layers,
-        num_decoder_layers=layers,
-        num_heads=4,
-        dropout_rate=0.0,
-        feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
+        vocab_size=vocabulary_size, d_model=dimension, d_kv=dimension // 4, d_ff=2 * dimension,
+        num_layers=layers, num_heads=4, dropout_rate=0.0,
+    )  # fmt: skip
 
 
 def mt5_base_config() -> MT5Config:
     """The configuration of google/mt5-base, the generator of KuaiSearch's DocT5Query baseline."""
     return MT5Config(
-        vocab_size=250112,
-        d_model=768,
-        d_kv=64,
-        d_ff=2048,
-        num_layers=12,
-        num_decoder_layers=12,
-        num_heads=12,
-        dropout_rate=0.1,
+        vocab_size=250112, d_model=768, d_kv=64, d_ff=2048, num_layers=12, num_heads=12,
         feed_forward_proj="gated-gelu",
-        pad_token_id=0,
-        eos_token_id=1,
-        decoder_start_token_id=0,
-    )
+    )  # fmt: skip
 
 
 class QueryGenerator(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,25 +24,21 @@ def bag_config(vocabulary_size: int, dimension: int = 128, **changes: Any) -> Be
 def bert_base_chinese_config() -> BertConfig:
     """The configuration of bert-base-chinese, the encoder of KuaiSearch's DPR baselines."""
     return BertConfig(
-        vocab_size=21128,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=512,
-    )
+        vocab_size=21128, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+        intermediate_size=3072, max_position_embeddings=512,
+    )  # fmt: skip
 
 
 class TextTower(BertPreTrainedModel):
     """Token ids to one vector a text; id 0 is padding.
 
-    A subclass of transformers' BERT classes, so that `save_pretrained` and `from_pretrained` work
-    as usual, and the checkpoint of any BERT loads as it is. With 0 layers nothing can use the order
-    of the words, so position and segment vectors are fixed at zero: a true bag.
+    A subclass of transformers' BERT classes, so that `save_pretrained` works as usual, and the
+    checkpoint of any BERT loads as it is. With 0 layers nothing can use the order of the words, so
+    position and segment vectors are fixed at zero: a true bag.
 
     Args:
         config: sizes; `pooling` and `projection` are kept in it, and so in its config.json.
-        pooling: "mean" over the tokens, or "cls", the first token's vector.
+        pooling: "mean" over the tokens, or "cls", the first token's vector (not for a bag).
         projection: dimension of a linear map behind the pooling, None for none.
     """
 
@@ -51,8 +48,9 @@ class TextTower(BertPreTrainedModel):
         super().__init__(config)
         config.pooling = pooling or getattr(config, "pooling", "mean")
         config.projection = size = projection or getattr(config, "projection", None)
-        if config.pooling not in ("mean", "cls"):
-            raise one_of("parameter pooling", config.pooling, ["mean", "cls"])
+        poolings = ["mean", "cls"] if config.num_hidden_layers else ["mean"]
+        if config.pooling not in poolings:
+            raise one_of("parameter pooling", config.pooling, poolings)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.projection = nn.Linear(config.hidden_size, size) if size else nn.Identity()
         self.dimension: int = size or config.hidden_size
@@ -60,9 +58,9 @@ class TextTower(BertPreTrainedModel):
         self._fix_order()
 
     @classmethod
-    def from_pretrained(cls, *arguments: Any, **options: Any) -> TextTower:
-        """Load a folder or hub name; `pooling` and `projection` replace those of its config.json."""
-        tower: TextTower = super().from_pretrained(*arguments, **options)
+    def from_checkpoint(cls, name_or_path: str | Path, **changes: Any) -> TextTower:
+        """Load a folder or hub name; `pooling` and `projection` replace its config.json's."""
+        tower: TextTower = cls.from_pretrained(name_or_path, **changes)
         tower._fix_order()  # loading makes new parameters
         return tower
 
@@ -97,12 +95,7 @@ class TextTower(BertPreTrainedModel):
 
 
 class DualEncoder(nn.Module):
-    """A tower for queries and one for items; pass the same tower twice to share it.
-
-    Args:
-        query_tower: ids (B, L) -> (B, D).
-        item_tower: the same, into the same space.
-    """
+    """A tower for queries and one for items, (B, L) -> (B, D); give one twice to share it."""
 
     def __init__(self, query_tower: nn.Module, item_tower: nn.Module) -> None:
         super().__init__()

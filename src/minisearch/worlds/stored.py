@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,9 @@ def _world(config: ShopConfig, world_seed: int) -> Path:
     return cached("shop", key, build)
 
 
-def _packed(data: KuaiSearch) -> dict[str, np.ndarray]:
+def _packed(data: KuaiSearch) -> dict[str, Any]:
     """Every column as plain arrays, named table/column, ragged ones as two."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for table, columns in data.tables().items():
         for name, column in columns.items():
             if isinstance(column, Ragged):
