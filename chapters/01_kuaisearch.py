@@ -529,7 +529,10 @@ def translated_words(
     best = np.argsort(-expected, axis=1, kind="stable")[
         :, : settings.expansion
     ]  # (N, expansion)
-    return [[spoken[word] for word in row] for row in best]
+    return [
+        [spoken[word] for word in row if expected[title, word] > 0]
+        for title, row in enumerate(best)
+    ]
 
 
 def doc2query(collection: Collection, settings: RecallSettings, seed: int) -> Hits:

@@ -7,6 +7,7 @@ Everything of a card is in `book/cards`: `<chapter>.yaml` (registered, by hand),
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -66,11 +67,23 @@ def collect(chapter: str, run_root: Path | None = None) -> Logs:
 
 
 def publish(chapter: str) -> dict[str, Any]:
-    """Evaluate a chapter's committed log, and write `<chapter>.results.json`."""
+    """Evaluate a chapter's committed log; write `<chapter>.results.json` and the README's table."""
     results = evaluate(Card.read(chapter), logs_of(chapter))
     text = json.dumps(results, indent=1, sort_keys=True) + "\n"
     atomic_write(cards_folder() / f"{chapter}.results.json", text)
+    _write_readme()
     return results
+
+
+def _write_readme() -> None:
+    """Renew the table between the two scoreboard comments of the README, where it has them."""
+    path = project_root() / "README.md"
+    marked = r"(<!-- scoreboard[^>]*-->\n).*(<!-- end of scoreboard -->)"
+    if path.is_file():
+        text = path.read_text("utf-8")
+        renewed = re.sub(marked, lambda m: f"{m[1]}{readme_table()}\n{m[2]}", text, flags=re.DOTALL)
+        if renewed != text:
+            atomic_write(path, renewed)
 
 
 # --- checking again -------------------------------------------------------------------------------
@@ -333,7 +346,7 @@ def scoreboard_markdown(prefix: str = "../chapters/", primary_only: bool = False
     rows = [("Chapter", "Claim", "Effect, 95 % interval", "Verdict")]
     for path in sorted(cards_folder().glob("*.yaml")):
         card = to_json(Card.read(path.stem))
-        link = f"[{card['paper']['title']}]({prefix}{path.stem}.py)"
+        link = f"[{card['paper']['title'].partition(':')[0]}]({prefix}{path.stem}.py)"
         for claim in card["claims"]:
             if claim["primary"] or not primary_only:
                 rows.append((link, claim["text"], _effect(claim), _headline(claim)))

@@ -77,7 +77,13 @@ class KuaiSearch:
         paths = _locate(Path(folder), [name for name in SCHEMAS if name in wanted])
         optional = ("split",) if schema_only else ()
         rows = limit if schema_only else None
-        data = cls(**{t: read_table(p, SCHEMAS[t], optional, rows) for t, p in paths.items()})
+        try:
+            data = cls(**{t: read_table(p, SCHEMAS[t], optional, rows) for t, p in paths.items()})
+        except InputError as error:
+            if not error.where.endswith("column split"):
+                raise
+            remedy = f"{error.remedy.rstrip('.')}, or read the demo files with schema_only."
+            raise InputError(error.where, error.found, error.expected, remedy) from error
         if schema_only:
             return data
         _check_splits(data, paths)
@@ -207,7 +213,7 @@ def _check_splits(data: KuaiSearch, paths: dict[str, Path]) -> None:
             raise InputError(where, repr(split[row]), " or ".join(SPLITS), remedy)
         for part in [s for s in SPLITS if not np.any(split == s)]:
             where = f"{paths[name]}, rows 1 to {len(split)}, column split"
-            remedy = "use the whole file, or read it with schema_only=True."
+            remedy = "use the whole file, or read it with schema_only."
             raise InputError(where, f"no row of {part!r}", "rows of both splits", remedy)
 
 
@@ -231,5 +237,5 @@ def _check_joins(data: KuaiSearch, paths: dict[str, Path]) -> None:
             row = ids.rows[lost] if isinstance(ids, Ragged) else lost
             where = f"{paths[name]}, row {row + 1}, column {column}"
             expected = f"one of the {row_count(tables[target]):,} {key} of {paths[target]}"
-            remedy = "use files of one edition and revision, or read with schema_only=True."
+            remedy = "use files of one edition and revision, or read with schema_only."
             raise InputError(where, str(values[lost]), expected, remedy)

@@ -1,0 +1,50 @@
+"""What is published is what the logs say, and the logs are what the code computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minisearch import cards
+from minisearch.claims import Card
+from minisearch.runs import fresh_folder
+from minisearch.verdicts import evaluate
+
+ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "cards").glob("*.yaml"))
+
+
+@pytest.fixture(params=CHAPTERS)
+def card(request) -> Card:
+    return Card.read(request.param)
+
+
+def test_every_chapter_has_a_card_and_every_card_a_chapter():
+    assert sorted(path.stem for path in (ROOT / "chapters").glob("*.py")) == CHAPTERS
+
+
+def test_published_results_follow_from_the_committed_log(card):
+    published = json.loads((ROOT / "book/cards" / f"{card.chapter}.results.json").read_text())
+    assert evaluate(card, cards.logs_of(card.chapter)) == published
+
+
+def test_the_log_holds_every_registered_cell_and_its_key_is_current(card):
+    logged = cards.logs_of(card.chapter).records
+    registered = [cell.folder_name for arm in card.arms for cell in card.cells(arm)]
+    assert not [name for name in registered if name not in logged]
+    assert not [flag for claim in cards.to_json(card)["claims"] for flag in claim["flags"]]
+
+
+def test_the_readme_shows_the_published_verdicts():
+    assert cards.readme_table() in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_random_cheap_cell_computes_what_its_log_says(card, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINISEARCH_BUILD", str(tmp_path))
+    rows = cards.recheck(card, cards.logs_of(card.chapter), fresh_folder, np.random.default_rng())
+    assert rows
+    assert not [row for row in rows if row.outcome == "different"]
