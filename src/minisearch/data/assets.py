@@ -117,6 +117,22 @@ def _install(assets: list[Asset]) -> None:
     invalidate_caches()
 
 
+def model_folder(name: str) -> str:
+    """The folder of a model that ships as an asset; any other name, a path or a hub's, as it is.
+
+    Raises:
+        InputError: where the asset is not installed.
+    """
+    known = {asset.name: asset for asset in list_assets()}
+    if name not in known:
+        return name
+    if not is_present(known[name]):
+        remedy = f"run `minisearch data get {name}`."
+        raise InputError(f"asset {name}", "it is not installed", "the model", remedy)
+    files = (Path(str(f.locate())) for f in metadata.files(name) or [] if f.name == "config.json")
+    return str(next(files).parent)
+
+
 def check(asset: Asset) -> int:
     """Compare the installed files with the hashes that the package was installed with.
 
