@@ -38,8 +38,8 @@ STUBS = {"code": "# YOUR CODE HERE\nraise NotImplementedError()", "markdown": "Y
 NBGRADER = {"grade": False, "locked": False, "solution": False, "task": False, "schema_version": 3}
 INSTRUCTIONS = (
     "Write your answers where a cell says `YOUR CODE HERE`. The cell after each answer tells which "
-    "properties it has. Cells with definitions from the chapter, and the checks, are put back as "
-    "they were before grading."
+    "properties it has; grading tries further ones. Cells with definitions from the chapter, and "
+    "the checks, are put back as they were before grading."
 )
 
 # What must hold, in words that do not give the answer away; and the test, or its value.
@@ -136,7 +136,10 @@ def _raised(error: BaseException) -> str:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise _TooSlow after `seconds`; without effect off the main thread and on Windows."""
+    """Raise _TooSlow after `seconds`, again and again, in case the code below swallows it.
+
+    Without effect off the main thread, on Windows, and inside one long call of a C function.
+    """
     main = threading.current_thread() is threading.main_thread()
     if not main or not hasattr(signal, "setitimer"):
         yield
@@ -146,7 +149,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _TooSlow
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001), 0.2)
     try:
         yield
     finally:
