@@ -46,7 +46,7 @@ class Settings:
     profile: str
     accelerator: str = dial("cpu", "cpu", "auto", "gpu", source="ours")
     devices: int = dial(1, 1, 1, 8, source="ours; the papers name no number of GPUs")
-    strategy: str = dial("auto", "auto", "auto", "ddp", source="ours")
+    strategy: str = dial("auto", "auto", "auto", "ddp_notebook", source="ours; notebooks fork")
     precision: str = dial("32-true", "32-true", "bf16-mixed", "bf16-mixed", source="ours")
     threads: int = dial(1, 1, 8, 8, source="ours; one thread keeps CPU runs repeatable")
 

@@ -125,7 +125,7 @@ def test_full_builds_on_the_meta_device_and_its_trainer_starts(chapter):
         print(f"{name}: {size}")
         assert size["weight_bytes"] >= 2 * size["parameters"] > 150e6
     arguments = trainer_arguments(full)
-    assert (arguments["devices"], arguments["strategy"]) == (8, "ddp")
+    assert (arguments["devices"], arguments["strategy"]) == (8, "ddp_notebook")
     # The same arguments, on what this machine has.
     here = {**arguments, "accelerator": "cpu", "devices": 1}
     assert lightning.Trainer(**here).strategy.__class__.__name__ == "DDPStrategy"
