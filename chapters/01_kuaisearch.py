@@ -896,16 +896,16 @@ if results:
 from minisearch.plots import figure, label_lines
 
 
-def smooth(values: np.ndarray, width: int = 20) -> np.ndarray:
-    """Mean of each `width` neighbours. Shape: (n,) -> (n - width + 1,)."""
-    return np.convolve(values, np.ones(width) / width, mode="valid")
+def smooth(steps: np.ndarray, values: np.ndarray, width: int = 20):
+    """The mean of each `width` neighbours, at the last of them. Shape: (n,), (n,)."""
+    width = min(width, len(values))
+    return steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid")
 
 
 if HISTORIES:
     fig, ax = figure(height=3.2)
     for name, history in HISTORIES.items():
-        steps, loss = history.column("loss")
-        ax.plot(steps[19:], smooth(loss), label=name.replace("_", " "))
+        ax.plot(*smooth(*history.column("loss")), label=name.replace("_", " "))
     ax.axhline(np.log(2 * settings.batch_size), ls=":", lw=1.2, color="0.4")
     ax.set(xlabel="optimiser step", ylabel="loss (nats)")
     label_lines(ax)
@@ -952,30 +952,15 @@ def bucket_scores(name: str) -> dict[str, float]:
 if {"bm25_clicks", "dense_shared"} <= set(results):
     pair = {name: bucket_scores(name) for name in ("bm25_clicks", "dense_shared")}
     labels = list(pair["bm25_clicks"])[::-1]
-    fig, ax = figure(height=0.26 * len(labels) + 0.8)
-    for y, label in enumerate(labels):
-        ax.plot(
-            [scores[label] for scores in pair.values()],
-            [y, y],
-            color="0.7",
-            lw=2,
-            zorder=1,
-        )
-    for (name, scores), marker in zip(pair.items(), "so", strict=True):
-        places = [scores[label] for label in labels]
+    fig, ax = figure(height=0.26 * len(labels) + 1)
+    lexical, dense = ([scores[label] for label in labels] for scores in pair.values())
+    ax.hlines(range(len(labels)), lexical, dense, color="0.7", lw=2, zorder=1)
+    for name, scores, marker in zip(pair, (lexical, dense), "so", strict=True):
         ax.scatter(
-            places,
-            range(len(labels)),
-            marker=marker,
-            label=name.replace("_", " "),
-            zorder=2,
+            scores, labels, marker=marker, label=name.replace("_", " "), zorder=2
         )
-    ax.set(
-        yticks=range(len(labels)),
-        yticklabels=labels,
-        xlabel="R@50 (share of positives found)",
-    )
-    ax.legend(frameon=False, loc="lower right")
+    ax.set(xlabel="R@50 (share of positives found)")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     record.figure(fig, "buckets", "R@50 by bucket")
 
 # %% [markdown]
