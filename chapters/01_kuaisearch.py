@@ -111,9 +111,7 @@ world_seed: int = 0  # which simulated shop
 init_seed: int = 0  # unused here: no arm starts from a shipped checkpoint
 arms: str = "main"  # "main", or one arm of the card
 data: str = ""  # folder of KuaiSearch files; empty: the simulated shop
-schema_only: bool = (
-    False  # audit files that do not join (the demo files), train nothing
-)
+schema_only: bool = False  # only read and audit: for the demo files, which do not join
 synonyms: float = -1.0  # synonym dial of the shop, 0 to 1; -1: the calibrated value
 click_share: float = 1.0  # share of training requests whose clicks may be learnt from
 
@@ -382,6 +380,7 @@ def request_buckets(log: KuaiSearch, truth, rows: np.ndarray) -> dict[str, np.nd
     )
 
 
+# %%
 def recall_of_exposure(
     hits: Hits, wanted: Ragged, shown: np.ndarray
 ) -> dict[str, float]:
@@ -544,6 +543,7 @@ def translated_words(
     return predicted
 
 
+# %%
 def doc2query(collection: Collection, settings: RecallSettings, seed: int) -> Hits:
     """BM25 on titles followed by predicted query words."""
     if settings.query_writer:
@@ -615,6 +615,7 @@ class DenseRetriever(Module):
         return in_batch_softmax(queries, items, negatives, self.temperature, left_out)
 
 
+# %%
 def build_encoder(
     settings: RecallSettings, vocabulary_size: int, shared: bool
 ) -> DualEncoder:
@@ -690,6 +691,7 @@ def text_encoder(settings: RecallSettings, collection: Collection):
     ), len(vocabulary)
 
 
+# %%
 def train_dense(
     collection: Collection,
     settings: RecallSettings,
@@ -739,6 +741,13 @@ def dense_two(collection: Collection, settings: RecallSettings, seed: int) -> Hi
     return search_vectors(retriever, encode, collection)
 
 
+# %% [markdown]
+# Three more are there to be compared with. `dense_random` leaves out the negatives of the batch;
+# `dense_shuffled` trains on clicks that belong to other queries and must fail; `oracle` is told what the
+# shopper wants, and shows how much room is left above every method.
+
+
+# %%
 def dense_random(collection: Collection, settings: RecallSettings, seed: int) -> Hits:
     """One encoder, trained against random titles only: popular ones go unpunished."""
     retriever, encode = train_dense(
@@ -766,6 +775,7 @@ def oracle(collection: Collection, settings: RecallSettings, seed: int) -> Hits:
     )
 
 
+# %%
 MAIN = {
     "popularity": popularity,
     "bm25": bm25,
@@ -1364,6 +1374,7 @@ class QueryWriter(Module):
         return self.generator.loss(batch["title"], batch["query"])
 
 
+# %%
 def written_queries(
     collection: Collection, settings: RecallSettings, seed: int
 ) -> list[list[str]]:

@@ -89,7 +89,7 @@ def test_no_permission_for_the_build_folder(project, monkeypatch, capfd, command
     locked = project / "locked"
     locked.mkdir(mode=0o555)
     monkeypatch.setenv("MINISEARCH_BUILD", str(locked / "build"))
-    for parent in (project, *project.parents[:2]):
+    for parent in (project, *project.parents[:3]):
         parent.chmod(0o755)
     root = os.geteuid() == 0
     if root:
