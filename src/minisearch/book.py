@@ -142,7 +142,7 @@ def chapter_table() -> str:
 
 def scoreboard() -> str:
     """The verdict of every reproduction card, as Markdown."""
-    from minisearch.cards import scoreboard_markdown
+    from minisearch.showing import scoreboard_markdown
 
     return scoreboard_markdown()
 

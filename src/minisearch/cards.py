@@ -1,4 +1,4 @@
-"""Reproduction cards at work: gather logs, publish verdicts, check them again, show them.
+"""Reproduction cards at work: gather logs, publish verdicts, check them again.
 
 Everything of a card is in `book/cards`: `<chapter>.yaml` (registered, by hand), `logs/` (by
 `collect`) and `<chapter>.results.json` (by `publish`).
@@ -16,16 +16,19 @@ from typing import Any
 import numpy as np
 
 from minisearch import stats
-from minisearch.cells import Cell, code_key, read_json
+from minisearch.cells import Cell
 from minisearch.claims import Card, cards_folder
 from minisearch.errors import InputError
 from minisearch.logs import Logs, Record, read_logs, read_rows, read_run, write_logs
+from minisearch.showing import card_box as card_box
+from minisearch.showing import claims_markdown as claims_markdown
+from minisearch.showing import readme_table
 from minisearch.storage import atomic_write, build_dir, project_root
 from minisearch.verdicts import evaluate
 
 EQUAL = {"deterministic": 1e-9, "trained": 1e-6}  # of a recheck on the machine of the log
 RECHECK_LEVEL = 0.999  # elsewhere; a check that runs on every push must not cry wolf
-LIVE_LEVEL = 0.95  # of a page's own run, both arms of the primary claim together
+LIVE_LEVEL = 0.95  # of a page's own run, all arms of the primary claim together
 
 
 def logs_of(chapter: str) -> Logs:
@@ -184,8 +187,8 @@ def live_check(
     None too where the grid has nothing to compare with: another profile or world, or no log.
     """
     card, logs = Card.read(chapter), logs_of(chapter)
-    pair, complaints = (card.primary.treatment, card.primary.baseline), []
-    for arm in pair:
+    compared, complaints = card.primary.arms, []
+    for arm in compared:
         name = f"{arm}/{card.primary.metric}"
         cells = [c for c in card.cells(arm) if c.world_seed == world_seed and c.profile == profile]
         logged = [logs.records[c.folder_name] for c in cells if c.folder_name in logs.records]
@@ -195,164 +198,10 @@ def live_check(
         if card.arms[arm].seeds == "deterministic":
             low = high = logged[0].metrics[name]
         else:
-            level = 1 - (1 - LIVE_LEVEL) / len(pair)
+            level = 1 - (1 - LIVE_LEVEL) / len(compared)
             low, high = _predicted(logs, logged[0].cell, name, level)
         if low <= high and not low - EQUAL["trained"] <= value <= high + EQUAL["trained"]:
             complaints.append(
                 f"{name} of this run is {value:.4f}, the grid predicts {low:.4f} to {high:.4f}"
             )
     return "; ".join(complaints) or None
-
-
-# --- showing --------------------------------------------------------------------------------------
-
-
-def to_json(card: Card) -> dict[str, Any]:
-    """A card as plain values: `claims`, each with its verdict, evidence, cost and flags."""
-    results = _results(card)
-    flags = _flags(card, results)
-    unmeasured, measured = {"value": None, "met": None}, results["preconditions"]
-    needs = [
-        {"id": name, **asdict(need), **measured.get(name, unmeasured)}
-        for name, need in card.preconditions.items()
-    ]
-    claims = [
-        _claim_json(card, name, results) | {"preconditions": needs, "flags": flags}
-        for name in card.claims
-    ]
-    paper = asdict(card.paper)
-    return {"chapter": card.chapter, "paper": paper, "question": card.question, "claims": claims}
-
-
-def _claim_json(card: Card, name: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    claim, found = card.claims[name], results["claims"].get(name, {"verdict": "NOT-RUN"})
-    refuters = []
-    for arm, rival in (results["rivals"] if claim.primary else {}).items():
-        row = {"arm": arm, "role": card.arms[arm].role, "effect": rival.get("estimate")}
-        refuters.append(row | {"wins": rival["wins"], "verdict": rival["verdict"]})
-    own = asdict(claim)
-    arms = {role: own.pop(role) for role in ("treatment", "baseline")}
-    measured = ("method", "seeds", "worlds", "inits", "queries", "p", "p_holm", "beside")
-    return {
-        "id": name,
-        **own,
-        "arms": arms,
-        "effect": found.get("estimate"),
-        "interval": [found["low"], found["high"]] if "low" in found else None,
-        **{key: found.get(key) for key in (*measured, "smallest_detectable_effect")},
-        "refuters": refuters,
-        "verdict": found["verdict"],
-        "cost": results["cost"],
-    }
-
-
-def _results(card: Card) -> dict[str, Any]:
-    """The published results, or none where the card was changed since they were computed."""
-    path = cards_folder() / f"{card.chapter}.results.json"
-    nothing: dict[str, Any] = {"claims": {}, "preconditions": {}, "rivals": {}}
-    nothing |= {"cost": None, "code_keys": []}
-    found = read_json(path) if path.is_file() else nothing
-    return found if found.get("digest") == card.digest() else nothing
-
-
-def _flags(card: Card, results: Mapping[str, Any]) -> list[str]:
-    flags = [] if card.registered else ["UNREGISTERED"]
-    first = (results["cost"] or {}).get("first_run")
-    if card.registered and first and first[:10] < card.registered.date[:10]:
-        flags.append("RUN-BEFORE-REGISTRATION")
-    if results["code_keys"]:
-        now = code_key(project_root() / "chapters" / f"{card.chapter}.py")
-        if set(results["code_keys"]) != {now} and now not in results["rechecked"]:
-            flags.append("STALE")
-    return flags
-
-
-def _headline(claim: Mapping[str, Any]) -> str:
-    """The verdict in a few words, with the flags and refuters that qualify it."""
-    decided = claim["verdict"] in ("SUPPORTED", "CONTRADICTED", "INCONCLUSIVE")
-    text = f"**{claim['verdict']}**" + (" at toy scale" if decided else "")
-    winners = [r["arm"] for r in claim["refuters"] if r["wins"] and r["role"] == "refuter"]
-    if winners and claim["verdict"] == "SUPPORTED":
-        text += f", but {' and '.join(winners)}, which ought not to work, wins too"
-    return text + "".join(f" ({flag})" for flag in claim["flags"])
-
-
-def _effect(claim: Mapping[str, Any]) -> str:
-    if claim["effect"] is None:
-        return "-"
-    low, high = claim["interval"]
-    sign = "" if claim["type"] == "ratio" else "+"
-    return f"{claim['effect']:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
-
-
-def _table(*rows: tuple[str, ...]) -> str:
-    """Rows of Markdown, the first one as the head."""
-    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
-    lines = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def card_box(chapter: str) -> str:
-    """The box at the top of a chapter, in Markdown: question, verdict, evidence, cost, scope."""
-    card = Card.read(chapter)
-    claim = next(claim for claim in to_json(card)["claims"] if claim["primary"])
-    rows = [
-        ("", ""),
-        ("Question", card.question),
-        ("Claim", claim["text"]),
-        ("Verdict", _headline(claim)),
-    ]
-    if claim["effect"] is not None:
-        pair = "{treatment} against {baseline}".format(**claim["arms"])
-        rows.append(("Effect, 95 % interval", f"{_effect(claim)} in {claim['metric']}, {pair}"))
-        basis = f"{claim['seeds']} seeds, {claim['worlds']} worlds, {claim['queries']:,} queries"
-        rows.append(("Rests on", f"{basis}; {claim['method']}"))
-        reach = f"{claim['smallest_detectable_effect']:.4f}"
-        rows.append(("Smallest effect it could have seen", f"{reach} (80 % power)"))
-    for need in claim["preconditions"]:
-        state = {True: "met", False: "not met", None: "not measured"}[need["met"]]
-        rows.append(("Needs", f"{need['text']}: {state}"))
-    if cost := claim["cost"]:
-        spent = f"{cost['cells']} runs, {cost['cpu_seconds'] / 3600:.1f} CPU-hours"
-        rows.append(("Grid", f"{spent}, last run {str(cost['last_run'])[:10]}"))
-    rows.append(("Scope", card.scope))
-    link = f"[arXiv {card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
-    return f"**{card.paper.title}**, {link}\n\n{_table(*rows)}\n"
-
-
-def claims_markdown(chapter: str) -> str:
-    """All claims of a chapter with their verdicts; the paper's figures have their own column."""
-    head = (
-        "Claim",
-        "Type",
-        "Effect, 95 % interval",
-        "p (Holm)",
-        "Verdict",
-        "The paper, at its scale",
-    )
-    rows = []
-    for claim in to_json(Card.read(chapter))["claims"]:
-        p = claim["p_holm"] if claim["p_holm"] is not None else claim["p"]
-        kind = claim["type"].replace("_", "-") + (", primary" if claim["primary"] else "")
-        kind += f" ({claim['margin']:g})" if claim["margin"] else ""
-        said = " ".join(filter(None, (claim["paper_value"], claim["paper_where"], claim["grade"])))
-        shown = "-" if p is None else f"{p:.2g}"
-        rows.append((claim["text"], kind, _effect(claim), shown, _headline(claim), said))
-    return _table(head, *rows)
-
-
-def scoreboard_markdown(prefix: str = "../chapters/", primary_only: bool = False) -> str:
-    """Every registered claim of every card; links to chapters begin with `prefix`."""
-    rows = [("Chapter", "Claim", "Effect, 95 % interval", "Verdict")]
-    for path in sorted(cards_folder().glob("*.yaml")):
-        card = to_json(Card.read(path.stem))
-        link = f"[{card['paper']['title'].partition(':')[0]}]({prefix}{path.stem}.py)"
-        for claim in card["claims"]:
-            if claim["primary"] or not primary_only:
-                rows.append((link, claim["text"], _effect(claim), _headline(claim)))
-    return _table(*rows) if len(rows) > 1 else "No chapter has a card yet."
-
-
-def readme_table() -> str:
-    """The primary claims, with links from the root of the repository."""
-    return scoreboard_markdown("chapters/", primary_only=True)

@@ -29,17 +29,24 @@ class Paper:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing it; `seed_range` where it runs on fewer seeds than the grid."""
+    """One way of doing it; `seed_range` where it runs on fewer seeds than the grid.
+
+    A control or refuter bears on the named `claim`, by default on the primary one.
+    """
 
     label: str
     seeds: Literal["trained", "deterministic"]
     role: Literal["main", "control", "refuter", "ablation", "reference"]
     seed_range: str = ""
+    claim: str = ""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence that can turn out false; `margin` is the threshold of a ratio claim."""
+    """One sentence that can turn out false; `margin` is the threshold of a ratio claim.
+
+    An equivalence claim with further arms `among` says that any two of all its arms are equivalent.
+    """
 
     text: str
     type: ClaimType
@@ -52,17 +59,27 @@ class Claim:
     paper_value: str = "none"
     paper_where: str = ""
     grade: str = ""
+    among: tuple[str, ...] = ()
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm that the claim compares."""
+        return (self.treatment, self.baseline, *self.among)
 
 
 @dataclass(frozen=True)
 class Precondition:
-    """What the method needs: `metric`, less `against` if given, beyond a threshold everywhere."""
+    """What the method needs: `metric`, less `against` if given, beyond a threshold everywhere.
+
+    Without it the named `claims` say nothing; by default no claim does.
+    """
 
     text: str
     metric: str
     threshold: float
     direction: Literal["above", "below"]
     against: str = ""
+    claims: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,24 +183,35 @@ class Card:
             raise InputError(f"{where}, claims", found, "one primary claim", "mark exactly one.")
         for row in self.tuning:
             self._known(f"{where}, tuning", row.arm)
+        named = [(f"arms, {name}", arm.claim) for name, arm in self.arms.items() if arm.claim]
+        for need, precondition in self.preconditions.items():
+            named += [(f"preconditions, {need}", claim) for claim in precondition.claims]
+        for place, claim_id in named:
+            if claim_id not in self.claims:
+                raise one_of(f"{where}, {place}, claim", claim_id, list(self.claims))
         for name, claim in self.claims.items():
-            place = f"{where}, claims, {name}"
-            for arm in (claim.treatment, claim.baseline):
-                self._known(place, arm)
-            if (claim.margin > 0) == (claim.type == "superiority"):
-                expected = "none" if claim.type == "superiority" else "a number above zero"
-                remedy = "a superiority claim says more than zero, the others name their margin."
-                raise InputError(f"{place}, margin", f"{claim.margin:g}", expected, remedy)
-            seeds, floor = self.common_seeds(claim), FEWEST_SEEDS[claim.primary]
-            trained = "trained" in (
-                self.arms[claim.treatment].seeds,
-                self.arms[claim.baseline].seeds,
-            )
-            if trained and len(seeds) < floor:
-                remedy = "register more seeds for both arms."
-                raise InputError(f"{place}, seeds", f"{len(seeds)}", f"at least {floor}", remedy)
+            self._check_claim(f"{where}, claims, {name}", claim)
         for option in ("worlds", "inits"):
             parse_range(getattr(self.grid, option), f"{where}, grid.{option}")
+
+    def _check_claim(self, where: str, claim: Claim) -> None:
+        for arm in claim.arms:
+            self._known(where, arm)
+        if claim.among and claim.type != "equivalence":
+            remedy = "remove among, or claim equivalence."
+            raise InputError(f"{where}, among", f"a {claim.type} claim", "equivalence", remedy)
+        if claim.among and len(set(claim.arms)) < len(claim.arms):
+            found = ", ".join(claim.arms)
+            raise InputError(f"{where}, among", found, "each arm once", "remove repeated arms.")
+        if (claim.margin > 0) == (claim.type == "superiority"):
+            expected = "none" if claim.type == "superiority" else "a number above zero"
+            remedy = "a superiority claim says more than zero, the others name their margin."
+            raise InputError(f"{where}, margin", f"{claim.margin:g}", expected, remedy)
+        seeds, floor = self.common_seeds(claim), FEWEST_SEEDS[claim.primary]
+        trained = any(self.arms[arm].seeds == "trained" for arm in claim.arms)
+        if trained and len(seeds) < floor:
+            remedy = "register more seeds for its arms."
+            raise InputError(f"{where}, seeds", f"{len(seeds)}", f"at least {floor}", remedy)
 
     def _known(self, where: str, arm: str) -> None:
         if arm not in self.arms:
@@ -201,11 +229,10 @@ class Card:
 
     def common_seeds(self, claim: Claim) -> tuple[int, ...]:
         """The seeds on which a claim's arms are paired; a deterministic arm pairs with any."""
-        pair = (claim.treatment, claim.baseline)
-        trained = [self.seeds(arm) for arm in pair if self.arms[arm].seeds == "trained"]
+        trained = [self.seeds(arm) for arm in claim.arms if self.arms[arm].seeds == "trained"]
         if not trained:
             return self.seeds(claim.treatment)
-        return tuple(seed for seed in trained[0] if seed in trained[-1])
+        return tuple(seed for seed in trained[0] if all(seed in seeds for seeds in trained))
 
     def cells(self, arm: str) -> list[Cell]:
         """The registered cells of one arm."""
@@ -220,19 +247,37 @@ class Card:
         """The metrics whose per-query rows are kept for a cell: those of claims it bears on."""
         if cell.overrides:
             return []
-        found = [c.metric for c in self.claims.values() if cell.arm in (c.treatment, c.baseline)]
+        found = [claim.metric for claim in self.claims.values() if cell.arm in claim.arms]
         if cell.arm in self.rivals():
-            found.append(self.primary.metric)
+            found.append(self.rivalled(cell.arm).metric)
         return list(dict.fromkeys(found))
 
     def rivals(self) -> list[str]:
         """Controls and refuters: arms that ought not to do what the treatment does."""
         return [name for name, arm in self.arms.items() if arm.role in ("control", "refuter")]
 
+    def needs(self, claim: str) -> list[str]:
+        """The preconditions of a claim."""
+        return [
+            name
+            for name, need in self.preconditions.items()
+            if not need.claims or claim in need.claims
+        ]
+
+    def rivalled(self, arm: str) -> Claim:
+        """The claim that a control or refuter bears on."""
+        return self.claims.get(self.arms[arm].claim, self.primary)
+
     def digest(self) -> str:
         """Hash of what was registered, so that results of another registration are not shown."""
         names = ("claims", "preconditions", "arms", "grid")
-        registered = json.dumps({name: asdict(self)[name] for name in names}, sort_keys=True)
+        content = {name: asdict(self)[name] for name in names}
+        optional = (("claims", "among"), ("arms", "claim"), ("preconditions", "claims"))
+        for group, name in optional:  # an empty one is as if the field did not exist
+            for entry in content[group].values():
+                if not entry[name]:
+                    del entry[name]
+        registered = json.dumps(content, sort_keys=True)
         return hashlib.sha256(registered.encode()).hexdigest()[:16]
 
 

@@ -219,9 +219,9 @@ def card(
 
     Example: `minisearch card 01 --json`
     """
-    from minisearch.cards import to_json
     from minisearch.chapters import find
     from minisearch.claims import Card, cards_folder
+    from minisearch.showing import to_json
 
     every = sorted(path.stem for path in cards_folder().glob("*.yaml"))
     names = every if all_ or not chapter else [find(chapter).stem]
@@ -240,7 +240,7 @@ def _show(chapters: Iterable[str]) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from minisearch.cards import card_box, claims_markdown
+    from minisearch.showing import card_box, claims_markdown
 
     for name in chapters:
         Console().print(Markdown(f"# {name}\n\n{card_box(name)}\n\n{claims_markdown(name)}"))

@@ -1,7 +1,8 @@
 """The log of a grid: what is kept, and committed, of a chapter's many runs.
 
-Two files under `book/cards/logs`: `<chapter>.cells.json` with one record a cell, and
-`<chapter>.parquet` with per-query rows of the arms and metrics that claims are about.
+Two files under `book/cards/logs`: `<chapter>.cells.json` with one record a cell, where what many
+cells share (the origin, the names of metrics) stands once, and `<chapter>.parquet` with per-query
+rows of the arms and metrics that claims are about.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ def read_logs(folder: Path, chapter: str) -> Logs:
 
     content, records = read_json(path), {}
     for stored in content["cells"]:
+        names, values = content["metrics"][stored.pop("metrics")], stored.pop("values")
         facts = {**content["runs"][stored.pop("run")], **stored}
+        facts |= {"metrics": dict(zip(names, values, strict=True))}
         record = Record(**{**facts, "cell": Cell.from_dict(stored["cell"])})
         records[record.cell.folder_name] = record
     frame = pandas.read_parquet(rows) if rows.is_file() else None
@@ -128,17 +131,19 @@ def write_logs(logs: Logs, folder: Path, chapter: str) -> None:
         InputError: when they would take more than `LOG_LIMIT` bytes; nothing is written then.
     """
     runs: list[dict[str, Any]] = []
+    names: list[list[str]] = []  # of metrics, in the order they were recorded in
     cells = []
     for _, record in sorted(logs.records.items()):
-        if (common := {name: getattr(record, name) for name in _SHARED}) not in runs:
-            runs.append(common)
+        own = {name: getattr(record, name) for name in _OWN} | {"cell": record.cell.to_dict()}
+        own["run"] = _place(runs, {name: getattr(record, name) for name in _SHARED})
+        own["metrics"] = _place(names, list(record.metrics))
         # Ten digits keep a metric well within the tolerance of a recheck.
-        metrics = {name: float(f"{value:.10g}") for name, value in record.metrics.items()}
-        own = {name: getattr(record, name) for name in _OWN} | {"metrics": metrics}
-        own |= {"cell": record.cell.to_dict(), "run": runs.index(common)}
+        own["values"] = [float(f"{value:.10g}") for value in record.metrics.values()]
         cells.append(json.dumps(own, sort_keys=True))
     head = json.dumps({"runs": runs, "rechecks": logs.rechecks}, sort_keys=True, indent=1)
-    text = head[:-2] + ',\n "cells": [\n' + ",\n".join(cells) + "\n]}\n"
+    lists = ",\n".join(map(json.dumps, names))
+    text = f'{head[:-2]},\n "metrics": [\n{lists}\n],\n "cells": [\n'
+    text += ",\n".join(cells) + "\n]}\n"
     packed = _packed(logs.rows)
     if (size := len(text.encode()) + len(packed)) > LOG_LIMIT:
         remedy = "claim fewer metrics, or record fewer buckets or queries."
@@ -146,6 +151,13 @@ def write_logs(logs: Logs, folder: Path, chapter: str) -> None:
     if packed:
         atomic_write(folder / f"{chapter}.parquet", packed)
     atomic_write(folder / f"{chapter}.cells.json", text)
+
+
+def _place(known: list[Any], item: Any) -> int:
+    """Where an item stands in a list, to which it is added if it is new."""
+    if item not in known:
+        known.append(item)
+    return known.index(item)
 
 
 def _packed(rows: pandas.DataFrame | None) -> bytes:

@@ -94,6 +94,43 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(above / (n_positive * n_negative))
 
 
+def auc_by_group(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, count: int | None = None
+) -> np.ndarray:
+    """One value a group whose mean is the AUC and whose spread holds its sampling error.
+
+    For intervals where the rows of a group (a user, a session) share their luck. A value is
+    `AUC + G * influence`, the influence being the sum of what the group's rows add by DeLong's
+    placement values. A group of one class counts too, and a value may lie outside 0 to 1.
+
+    Args:
+        count: groups are then the numbers from 0 to `count` - 1, and one without rows has the AUC
+            as its value; by default they are what `groups` holds.
+
+    Shape: scores (N,) float, labels (N,) of 0 and 1, groups (N,) -> (G,) float64, in the order of
+    `np.unique(groups)`.
+
+    Raises:
+        InputError: when only one class is present, or the three differ in length.
+
+    Source: DeLong et al. (1988); for clustered rows Obuchowski (1997).
+    """
+    labels, scores = _binary(labels, "auc_by_group"), np.asarray(scores)
+    names, group = np.unique(groups, return_inverse=True)
+    if count is not None:
+        names, group = np.arange(count), np.asarray(groups)
+    if not len(scores) == len(labels) == len(group):
+        found = f"{len(scores)} scores, {len(labels)} labels, {len(group)} groups"
+        raise InputError("auc_by_group", found, "one of each a row", "select the same rows.")
+    positive, negative = np.sort(scores[labels]), np.sort(scores[~labels])
+    placements = np.empty(len(scores))
+    placements[labels] = _share_below(scores[labels], negative)
+    placements[~labels] = 1.0 - _share_below(scores[~labels], positive)
+    auc = placements[labels].mean()
+    influence = (placements - auc) / np.where(labels, len(positive), len(negative))
+    return np.asarray(auc + len(names) * np.bincount(group, influence, len(names)))
+
+
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the precision-recall curve as a step function over the distinct scores.
 
@@ -132,6 +169,12 @@ def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     shares = np.full(len(part), np.nan)
     np.divide(part, whole, out=shares, where=whole > 0)
     return shares
+
+
+def _share_below(scores: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Share of the ascending `ordered` below each score, ties one half. Shape: (N,) -> (N,)."""
+    below = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+    return np.asarray(below / (2 * len(ordered)))
 
 
 def _binary(labels: np.ndarray, where: str) -> np.ndarray:

@@ -19,6 +19,8 @@ import numpy as np
 
 from minisearch.errors import InputError
 
+EMPTY = -1  # in place of an id: nothing there
+
 
 class User(TypedDict):
     """One user; `age_bucket` is one of `AGE_BUCKETS`, places are the most frequent ones."""
@@ -192,6 +194,19 @@ class Ragged:
         within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
         return Ragged(self.values[np.repeat(starts, lengths) + within], offsets)
 
+    def padded(self, width: int | None = None, fill: int = EMPTY) -> np.ndarray:
+        """The rows as a matrix, filled up on the right. Shape: -> (N, width).
+
+        Args:
+            width: by default the longest row's; a longer row is cut.
+        """
+        width = int(self.lengths.max(initial=0)) if width is None else width
+        matrix = np.full((len(self), width), fill, dtype=self.values.dtype)
+        place = np.arange(len(self.values)) - self.offsets[self.rows]
+        kept = place < width
+        matrix[self.rows[kept], place[kept]] = self.values[kept]
+        return matrix
+
 
 # Column name -> np.ndarray with one entry a row (int64, float64, or object for text), or Ragged for
 # list columns. The values are `Any`, as each column's kind is known from its name alone.
@@ -218,6 +233,23 @@ def select_rows(table: Table, rows: np.ndarray | slice) -> Table:
         name: column.select(rows) if isinstance(column, Ragged) else column[rows]
         for name, column in table.items()
     }
+
+
+def rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Row numbers of wanted ids in a table's column of distinct ids; EMPTY stays EMPTY.
+
+    Shape: ids (N,), wanted any shape -> the shape of `wanted`.
+
+    Raises:
+        KeyError: for an id that the column does not have.
+    """
+    order = np.argsort(ids)
+    place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
+    rows = np.where(wanted == EMPTY, EMPTY, order[place])
+    unknown = (rows != EMPTY) & (ids[rows] != wanted)
+    if unknown.any():
+        raise KeyError(f"id {wanted[unknown].flat[0]} has no row")
+    return np.asarray(rows)
 
 
 def _fits(value: Any, kind: Any) -> bool:

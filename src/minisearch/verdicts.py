@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from minisearch.errors import InputError
 from minisearch.logs import Logs
 
 CERTAIN = 1 - stats.LEVEL  # Holm-adjusted p below which a secondary claim is decided
+_AXES = ("worlds", "inits")  # what a stratum is one of
 TOLERANCE = 1e-5  # between a logged mean and that of its single-precision rows
 
 
@@ -35,14 +37,16 @@ def evaluate(card: Card, logs: Logs) -> dict[str, Any]:
         claims[name]["p_holm"] = p
         if p >= CERTAIN:
             claims[name]["verdict"] = "INCONCLUSIVE"
-    met = [need["met"] for need in needs.values()]
-    for result in claims.values():
+    for name, result in claims.items():
+        met = [needs[need]["met"] for need in card.needs(name)]
         if False in met:
             result["verdict"] = "PRECONDITION-NOT-MET"
         elif None in met:
             result["verdict"] = "NOT-RUN"
     rivals = {
-        arm: _tested(card, logs, replace(card.primary, treatment=arm)) for arm in card.rivals()
+        arm: _tested(card, logs, replace(card.rivalled(arm), treatment=arm, among=()))
+        for arm in card.rivals()
+        if arm not in card.rivalled(arm).arms
     }
     for rival in rivals.values():
         rival["wins"] = rival["verdict"] == "SUPPORTED"
@@ -101,39 +105,73 @@ def _world_mean(logs: Logs, world: int, metric: str) -> float:
 
 def _tested(card: Card, logs: Logs, claim: Claim) -> dict[str, Any]:
     """Effect, interval, p, power and verdict of one claim, before Holm and preconditions."""
-    pair = (claim.treatment, claim.baseline)
-    cells = {arm: _paired_cells(card, claim, arm) for arm in pair}
-    both = [cell for arm in pair for cell in cells[arm]]
-    missing = sum(cell.folder_name not in logs.records for cell in both)
-    if missing or not both:
+    cells = [cell for arm in claim.arms for cell in _paired_cells(card, claim, arm)]
+    missing = sum(cell.folder_name not in logs.records for cell in cells)
+    if missing or not cells:
         return {"verdict": "NOT-RUN", "missing_cells": missing}
-    per_query = all(_has_rows(logs, cell, claim.metric) for cell in both)
-    strata = list(dict.fromkeys((cell.world_seed, cell.init_seed) for cell in both))
-    values: dict[str, list[stats.Array]] = {arm: [] for arm in pair}
+    per_query = all(_has_rows(logs, cell, claim.metric) for cell in cells)
+    strata = list(dict.fromkeys((cell.world_seed, cell.init_seed) for cell in cells))
+    values: dict[str, list[stats.Array]] = {arm: [] for arm in claim.arms}
     for stratum in strata:
-        here = [cell for cell in both if (cell.world_seed, cell.init_seed) == stratum]
+        here = [cell for cell in cells if (cell.world_seed, cell.init_seed) == stratum]
         matrix = _query_values(logs, here, claim) if per_query else _cell_means(logs, here, claim)
-        for arm in pair:
+        for arm in claim.arms:
             values[arm].append(matrix[[cell.arm == arm for cell in here]])
+    result = _any_two(claim, values) if claim.among else _one_pair(claim, values)
+    result |= {axis: len({stratum[n] for stratum in strata}) for n, axis in enumerate(_AXES)}
+    if not per_query:
+        method = f"{result['method']}, of cell means without query noise"
+        result |= {"method": method, "queries": 0}
+    return result
+
+
+def _one_pair(claim: Claim, values: dict[str, list[stats.Array]]) -> dict[str, Any]:
+    """Treatment against baseline. Shape: values, an arm, one (S, Q) a world."""
     new, old = values[claim.treatment], values[claim.baseline]
     if claim.type == "ratio":
         found = stats.ratio_interval(new, old)
     else:
         found = stats.interval(stats.paired_differences(new, old))
-    means = {"treatment_mean": _mean(new), "baseline_mean": _mean(old)}
-    worlds, inits = ({stratum[n] for stratum in strata} for n in (0, 1))
-    method = found.method if per_query else f"{found.method}, of cell means without query noise"
     return {
         **asdict(found),
-        **means,
-        "method": method,
-        "worlds": len(worlds),
-        "inits": len(inits),
-        "queries": found.queries if per_query else 0,
+        "treatment_mean": _mean(new),
+        "baseline_mean": _mean(old),
         "p": stats.p_value(claim.type, found, claim.margin),
         "smallest_detectable_effect": stats.smallest_detectable(found),
         "verdict": stats.verdict(claim.type, found, claim.margin),
     }
+
+
+def _any_two(claim: Claim, values: dict[str, list[stats.Array]]) -> dict[str, Any]:
+    """Equivalence of any two arms: the decisive pair's result, with those of all pairs.
+
+    Supported if every pair is, each at the full level (intersection-union test), so its p is the
+    largest. Contradicted if some pair is with its p multiplied by the number of pairs (Bonferroni).
+    """
+    named = list(combinations(claim.arms, 2))
+    found = [_one_pair(replace(claim, treatment=a, baseline=b), values) for a, b in named]
+    held, broken = [], []  # p of the two decisions; a pair's estimate speaks for one of them
+    for pair in found:
+        inside = abs(pair["estimate"]) < claim.margin
+        held.append(pair["p"] if inside else 1.0)
+        broken.append(1.0 if inside else min(1.0, len(found) * pair["p"]))
+        if pair["verdict"] == "CONTRADICTED" and broken[-1] >= CERTAIN:
+            pair["verdict"] = "INCONCLUSIVE"
+    told = {pair["verdict"] for pair in found}
+    verdict = next((v for v in ("CONTRADICTED", "INCONCLUSIVE") if v in told), "SUPPORTED")
+
+    def reach(n: int) -> tuple[float, float]:
+        clear = -broken[n] if verdict == "CONTRADICTED" else 0.0
+        return clear, max(-found[n]["low"], found[n]["high"])
+
+    place = max(range(len(found)), key=reach)
+    shown = ("estimate", "low", "high", "verdict")
+    rows = [
+        {"treatment": a, "baseline": b, **{key: pair[key] for key in shown}}
+        for (a, b), pair in zip(named, found, strict=True)
+    ]
+    own = {"p": min(max(held), min(broken)), "decisive": list(named[place]), "pairs": rows}
+    return found[place] | own | {"verdict": verdict}
 
 
 def _mean(matrices: list[stats.Array]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minisearch import cards
+from minisearch import cards, showing
 from minisearch.claims import Card
 from minisearch.runs import fresh_folder
 from minisearch.verdicts import evaluate
@@ -35,11 +35,11 @@ def test_the_log_holds_every_registered_cell_and_its_key_is_current(card):
     logged = cards.logs_of(card.chapter).records
     registered = [cell.folder_name for arm in card.arms for cell in card.cells(arm)]
     assert not [name for name in registered if name not in logged]
-    assert not [flag for claim in cards.to_json(card)["claims"] for flag in claim["flags"]]
+    assert not [flag for claim in showing.to_json(card)["claims"] for flag in claim["flags"]]
 
 
 def test_the_readme_shows_the_published_verdicts():
-    assert cards.readme_table() in (ROOT / "README.md").read_text()
+    assert showing.readme_table() in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -68,3 +68,53 @@ def test_scores_against_scikit_learn(levels, seed):
         assert ours(scores, labels) == pytest.approx(oracle(labels, scores))
     expected = sklearn_metrics.log_loss(labels, scores)
     assert metrics.log_loss(scores, labels) == pytest.approx(expected)
+
+
+def delong_variance(scores, labels):
+    """DeLong's variance of an AUC, pair by pair, as in the paper."""
+    positive, negative = scores[labels], scores[~labels]
+    higher = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)  # (m, n)
+    by_positive, by_negative = higher.mean(axis=1), higher.mean(axis=0)
+    return by_positive.var(ddof=1) / len(positive) + by_negative.var(ddof=1) / len(negative)
+
+
+@pytest.mark.parametrize("levels", [4, 10**6])
+def test_auc_of_single_rows_has_delongs_variance(levels):
+    random = np.random.default_rng(levels)
+    labels = random.random(3000) < 0.3
+    scores = np.floor(levels * (random.random(3000) + 0.3 * labels)) / levels
+    values = metrics.auc_by_group(scores, labels, np.arange(3000))
+    assert values.mean() == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
+    assert values.var(ddof=1) / 3000 == pytest.approx(delong_variance(scores, labels), rel=3e-3)
+
+
+def test_auc_of_groups_has_the_variance_of_new_groups():
+    """Users whose rows share their luck: the spread within one log tells that between logs."""
+
+    def draw(random):
+        users, taste = np.repeat(np.arange(150), 8), random.normal(size=150)
+        labels = random.random(len(users)) < 1 / (1 + np.exp(-2 * taste[users]))
+        return taste[users] + random.normal(size=len(users)), labels, users
+
+    logs = [draw(np.random.default_rng(n)) for n in range(600)]
+    values = np.array([metrics.auc_by_group(*log) for log in logs])
+    between, told = values.mean(axis=1).var(ddof=1), values.var(axis=1, ddof=1).mean() / 150
+    rows = [metrics.auc_by_group(*log[:2], np.arange(1200)) for log in logs]
+    assert told == pytest.approx(between, rel=0.2)  # a variance from 600 logs is 6 % uncertain
+    assert (
+        np.var(rows, axis=1).mean() / 1200 < 0.6 * between
+    )  # rows counted as independent tell too little
+
+
+def test_auc_of_groups_against_a_bootstrap_of_groups():
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(200), random.integers(1, 9, 200))
+    labels = random.random(len(groups)) < 0.4
+    scores = labels + random.normal(size=200)[groups] + random.normal(size=len(groups))
+    values = metrics.auc_by_group(scores, labels, groups)
+    rows = [np.flatnonzero(groups == g) for g in range(200)]
+    resampled = []
+    for _ in range(1500):
+        taken = np.concatenate([rows[g] for g in random.integers(0, 200, 200)])
+        resampled.append(metrics.roc_auc(scores[taken], labels[taken]))
+    assert values.std(ddof=1) / np.sqrt(200) == pytest.approx(np.std(resampled), rel=0.1)

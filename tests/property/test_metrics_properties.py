@@ -60,3 +60,21 @@ def test_auc_depends_on_order_only_and_mirrors(scores, labels):
     assert np.isclose(metrics.roc_auc(scores, ~labels), 1 - auc)
     assert metrics.average_precision(scores, labels) <= 1 + 1e-12
     assert metrics.average_precision(labels.astype(float), labels) == 1
+
+
+@given(
+    arrays(np.float64, LENGTH, elements=st.integers(-5, 5).map(float)),
+    arrays(np.bool_, LENGTH).filter(lambda labels: 0 < labels.sum() < LENGTH),
+    arrays(np.int64, LENGTH, elements=st.integers(0, 12)),
+    st.permutations(range(LENGTH)),
+)
+def test_auc_by_group_averages_to_the_auc_whatever_the_groups(scores, labels, groups, order):
+    values = metrics.auc_by_group(scores, labels, groups)
+    assert len(values) == len(np.unique(groups))
+    assert np.isclose(values.mean(), metrics.roc_auc(scores, labels), atol=1e-12)
+    again = metrics.auc_by_group(scores[order], labels[order], groups[order])
+    np.testing.assert_allclose(again, values, atol=1e-12)
+    # Groups that are merged add up what each adds.
+    by_row = metrics.auc_by_group(scores, labels, np.arange(LENGTH))
+    added = np.bincount(groups, (by_row - by_row.mean()) / LENGTH)[np.unique(groups)]
+    np.testing.assert_allclose(values, by_row.mean() + len(values) * added, atol=1e-12)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from scipy.optimize import brentq
 
-from minisearch import cards, logs, stats
+from minisearch import cards, logs, showing, stats
 from minisearch.cells import Cell, code_key
 from minisearch.claims import Card
 from minisearch.errors import InputError
@@ -203,6 +203,26 @@ def test_a_log_is_read_as_it_was_written(gathered: tuple[Card, logs.Logs]):
     assert evaluate(gathered[0], again) == evaluate(gathered[0], found)
 
 
+def test_a_log_names_metrics_once_and_keeps_their_order_and_digits(tmp_path: Path):
+    facts = ("key", "command", "abc", False, {}, {"cpu": "x"}, "now", 1.0, None)
+    numbers = {"dense/recall@50": 1 / 3, "dense/b: >20": 1e-7 / 3, "dense/b: 1-5": 1}
+    kinds = [numbers, numbers, dict(reversed(numbers.items())), {}]
+    records = {}
+    for seed, metrics in enumerate(kinds):
+        cell = Cell(CHAPTER, "toy", "dense", 0, 0, seed)
+        records[cell.folder_name] = logs.Record(cell, metrics, *facts)
+    logs.write_logs(logs.Logs(records), tmp_path, CHAPTER)
+    file = tmp_path / f"{CHAPTER}.cells.json"
+    assert file.read_text().count("dense/recall@50") == 2  # in either order
+    again = logs.read_logs(tmp_path, CHAPTER)
+    for name, record in records.items():
+        rounded = {key: float(f"{value:.10g}") for key, value in record.metrics.items()}
+        assert list(again.records[name].metrics.items()) == list(rounded.items())
+    before = file.read_bytes()
+    logs.write_logs(again, tmp_path, CHAPTER)
+    assert file.read_bytes() == before
+
+
 def test_cells_that_are_not_run_again_stay_in_the_log(gathered, root: Path):
     card, before = gathered
     shutil.rmtree(root)
@@ -344,6 +364,29 @@ def test_a_precondition_may_compare_two_metrics(gathered, card_file: Path):
     assert need["value"] == pytest.approx(0.1, abs=0.04)
 
 
+def test_a_precondition_and_a_rival_may_bear_on_one_claim(gathered, card_file: Path):
+    def change(content: dict[str, Any]) -> None:
+        content["preconditions"][0] |= {"threshold": 0.1, "claims": ["one_is_enough"]}
+        content["arms"][3]["claim"] = "one_is_enough"
+
+    card = edit(card_file, change)
+    found = evaluate(card, gathered[1])
+    told = {name: claim["verdict"] for name, claim in found["claims"].items()}
+    assert told["one_is_enough"] == "PRECONDITION-NOT-MET"
+    assert told["dense_beats_keywords"] == "SUPPORTED"
+    assert card.rivalled("shuffled").baseline == "two_towers"
+    primary, secondary = (
+        next(c for c in showing.to_json(card)["claims"] if c["primary"] is which) for which in (True, False)
+    )
+    assert (primary["preconditions"], primary["refuters"]) == ([], [])
+    assert len(secondary["preconditions"]) == 1
+
+
+def test_a_precondition_of_no_known_claim_is_named(card_file: Path):
+    with pytest.raises(InputError, match="preconditions, headroom, claim"):
+        edit(card_file, lambda c: c["preconditions"][0].update(claims=["one_is_enouhg"]))
+
+
 def lifted(found: logs.Logs, arm: str, by: float) -> logs.Logs:
     """The log with a constant added to every value of one arm."""
     rows, records = found.rows.copy(), {}
@@ -468,7 +511,7 @@ def test_a_trained_arm_elsewhere_must_fall_where_the_grid_predicts(gathered, roo
 
 
 def flags() -> list[str]:
-    return cards.to_json(Card.read(CHAPTER))["claims"][0]["flags"]
+    return showing.to_json(Card.read(CHAPTER))["claims"][0]["flags"]
 
 
 def test_changed_code_is_stale_until_every_arm_gives_equal_numbers(gathered, project, root):
@@ -516,13 +559,13 @@ def test_the_live_run_is_held_against_the_grid(gathered):
 
 
 def test_a_card_without_results_says_not_run_everywhere(card_file: Path):
-    claims = cards.to_json(Card.read(CHAPTER))["claims"]
+    claims = showing.to_json(Card.read(CHAPTER))["claims"]
     assert [claim["verdict"] for claim in claims] == ["NOT-RUN", "NOT-RUN"]
     assert claims[0]["effect"] is None
     for text in (
-        cards.card_box(CHAPTER),
-        cards.claims_markdown(CHAPTER),
-        cards.scoreboard_markdown(),
+        showing.card_box(CHAPTER),
+        showing.claims_markdown(CHAPTER),
+        showing.scoreboard_markdown(),
     ):
         assert "NOT-RUN" in text
         assert "SUPPORTED" not in text
@@ -531,7 +574,7 @@ def test_a_card_without_results_says_not_run_everywhere(card_file: Path):
 
 def test_json_holds_what_a_tool_needs(gathered):
     cards.publish(CHAPTER)
-    claim = cards.to_json(Card.read(CHAPTER))["claims"][0]
+    claim = showing.to_json(Card.read(CHAPTER))["claims"][0]
     wanted = "id type primary arms effect interval seeds worlds preconditions refuters verdict cost"
     assert set(wanted.split()) <= claim.keys()
     assert claim["interval"][0] < claim["effect"] < claim["interval"][1]
@@ -542,17 +585,17 @@ def test_json_holds_what_a_tool_needs(gathered):
 
 def test_pages_tell_effect_verdict_and_scale(gathered):
     cards.publish(CHAPTER)
-    box = cards.card_box(CHAPTER)
-    claim = cards.to_json(Card.read(CHAPTER))["claims"][0]
+    box = showing.card_box(CHAPTER)
+    claim = showing.to_json(Card.read(CHAPTER))["claims"][0]
     assert f"{claim['effect']:+.4f}" in box
     assert "**SUPPORTED** at toy scale" in box
     assert "5 seeds, 3 worlds, 600 queries" in box
     assert "met" in box
-    table = cards.claims_markdown(CHAPTER)
+    table = showing.claims_markdown(CHAPTER)
     assert "non-inferiority (0.02)" in table
     assert ".0826 against .0706 (R@10) repository README FOUND-A" in table
-    assert "[A tiny paper](../chapters/01_tiny.py)" in cards.scoreboard_markdown()
-    readme = cards.readme_table()
+    assert "[A tiny paper](../chapters/01_tiny.py)" in showing.scoreboard_markdown()
+    readme = showing.readme_table()
     assert "[A tiny paper](chapters/01_tiny.py)" in readme
     assert "not worse than two" not in readme
     widths = {line.count(" | ") for line in table.splitlines() if not line.startswith("|---")}
@@ -563,13 +606,13 @@ def test_a_refuter_that_wins_too_stands_in_the_headline(card_file: Path, root: P
     run_grid(Card.read(CHAPTER), root, shuffled=0.62)
     cards.collect(CHAPTER)
     cards.publish(CHAPTER)
-    assert "but shuffled, which ought not to work, wins too" in cards.scoreboard_markdown()
+    assert "but shuffled, which ought not to work, wins too" in showing.scoreboard_markdown()
 
 
 def test_results_of_another_registration_are_not_shown(gathered, card_file: Path):
     cards.publish(CHAPTER)
     card = edit(card_file, lambda c: c["claims"][1].update(margin=0.5))
-    assert {claim["verdict"] for claim in cards.to_json(card)["claims"]} == {"NOT-RUN"}
+    assert {claim["verdict"] for claim in showing.to_json(card)["claims"]} == {"NOT-RUN"}
 
 
 def test_runs_before_the_registration_and_none_at_all_are_flagged(gathered, card_file: Path):

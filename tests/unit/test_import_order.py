@@ -15,14 +15,14 @@ import minisearch
 
 PACKAGE = Path(minisearch.__file__).parent
 ORDER = [
-    "errors", "storage", "profiles", "records", "metrics", "stats", "plots", "text",
-    "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons",
+    "errors", "storage", "profiles", "records", "metrics", "stats", "tails", "plots", "text",
+    "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.shop_statistics", "worlds.market", "worlds.wiki", "worlds.icons",
     "index", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
     "agents", "agents.trajectory", "agents.rollout", "agents.rewards", "agents.grpo",
-    "recorder", "cells", "claims", "logs", "verdicts", "cards",
+    "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minisearch.records import Ragged
+from minisearch.records import EMPTY, Ragged, rows_of
 from minisearch.worlds.market import (
-    EMPTY,
     expected_outcomes,
     logged_reward,
     oracle_ranking,
-    rows_of,
 )
 from minisearch.worlds.shop import make_shop
 from minisearch.worlds.shop_catalogue import ShopConfig
@@ -23,17 +21,10 @@ def shop():
     return make_shop(ShopConfig.of("smoke", items=1000, sessions=8000, users=1500), 100)
 
 
-def padded(lists: Ragged) -> np.ndarray:
-    wide = np.full((len(lists), lists.lengths.max()), EMPTY)
-    place = np.arange(len(lists.values)) - lists.offsets[lists.rows]
-    wide[lists.rows, place] = lists.values
-    return wide
-
-
 def test_the_log_happened_as_often_as_expected(shop):
     data, truth = shop
     recall = data.recall
-    expected = expected_outcomes(truth, recall["session_id"], padded(recall["impressed_item_ids"]))
+    expected = expected_outcomes(truth, recall["session_id"], recall["impressed_item_ids"].padded())
     for name, column in (("clicks", "clicked_item_ids"), ("orders", "purchased_item_ids")):
         surplus = recall[column].lengths - expected[name]
         error = surplus.std() / np.sqrt(len(surplus))
@@ -66,7 +57,7 @@ def test_oracles_bound_the_log_and_each_other(shop):
     recall = data.recall
     long = recall["impressed_item_ids"].lengths >= 10
     ids = recall["session_id"][long]
-    logged = padded(recall["impressed_item_ids"].select(long))[:, :10]
+    logged = recall["impressed_item_ids"].select(long).padded(10)
     got, general, personal = (
         expected_outcomes(truth, ids, ranked)
         for ranked in (

@@ -59,6 +59,29 @@ def test_roc_auc_counts_ties_as_half():
     assert metrics.roc_auc(scores, labels) == pytest.approx(3.5 / 4)
 
 
+def test_auc_by_group_by_hand():
+    # Positives .8 and .5 have 1 and 3/4 of the negatives below them, negatives .5 and .2 have 3/4
+    # and 1 of the positives above: AUC 7/8, of which a row alone is 4 * (+-1/8) / 2 away. Group a
+    # adds (3/4 - 7/8) / 2 + (1 - 7/8) / 2 = 0.
+    scores, labels = np.array([0.8, 0.5, 0.5, 0.2]), np.array([1, 1, 0, 0])
+    by_row = metrics.auc_by_group(scores, labels, np.arange(4))
+    np.testing.assert_allclose(by_row, 7 / 8 + np.array([1, -1, -1, 1]) / 4)
+    in_two = metrics.auc_by_group(scores, labels, np.array(["b", "a", "b", "a"]))
+    np.testing.assert_allclose(in_two, [7 / 8, 7 / 8])
+    in_order = metrics.auc_by_group(scores, labels, np.array([9, 2, 2, 9]))
+    np.testing.assert_allclose(in_order, 7 / 8 + np.array([-1, 1]) / 4)
+
+
+def test_auc_by_group_of_a_perfect_score_has_no_spread():
+    values = metrics.auc_by_group(np.arange(6), np.arange(6) > 2, np.array([1, 2, 3, 1, 1, 4]))
+    assert values.tolist() == [1, 1, 1, 1]
+
+
+def test_auc_by_group_needs_a_group_a_row():
+    with pytest.raises(InputError, match="3 scores, 3 labels, 2 groups"):
+        metrics.auc_by_group(np.arange(3), np.array([0, 1, 1]), np.array([1, 2]))
+
+
 def test_average_precision():
     # precision 1 at recall 1/2, then 2/3 at recall 1
     scores, labels = np.array([0.9, 0.8, 0.7, 0.1]), np.array([1, 0, 1, 0])
@@ -91,8 +114,23 @@ def test_other_number_of_queries():
         metrics.relevance_matrix(RANKED, Ragged.from_lists([[1]]))
 
 
-@pytest.mark.parametrize("measure", [metrics.roc_auc, metrics.average_precision])
+@pytest.mark.parametrize(
+    "measure",
+    [
+        metrics.roc_auc,
+        metrics.average_precision,
+        lambda scores, labels: metrics.auc_by_group(scores, labels, np.arange(len(scores))),
+    ],
+    ids=["roc_auc", "average_precision", "auc_by_group"],
+)
 @pytest.mark.parametrize("labels", [[1, 1], [0, 0], [0, 2]])
 def test_one_class_or_wrong_labels(measure, labels):
     with pytest.raises(InputError, match="expected both 0 and 1"):
         measure(np.array([0.1, 0.2]), np.array(labels))
+
+
+def test_a_numbered_group_without_rows_has_the_auc_itself():
+    scores, labels = np.array([0.9, 0.1, 0.4, 0.6]), np.array([1, 0, 1, 0])
+    values = metrics.auc_by_group(scores, labels, np.array([0, 0, 3, 3]), count=4)
+    assert values.mean() == pytest.approx(metrics.roc_auc(scores, labels))
+    assert values[[1, 2]] == pytest.approx([0.75, 0.75])

@@ -117,3 +117,16 @@ def test_a_missing_column_is_named_with_the_one_that_may_be_meant():
     row["label"] = row.pop("score")
     with pytest.raises(InputError, match="column score: found no such column, but label"):
         records.check_row(row, SCHEMAS["relevance"], "relevance.jsonl, row 1")
+
+
+def test_ragged_rows_as_a_matrix():
+    lists = Ragged.from_lists([[1, 2, 3], [], [4]])
+    assert lists.padded().tolist() == [[1, 2, 3], [-1, -1, -1], [4, -1, -1]]
+    assert lists.padded(2, fill=0).tolist() == [[1, 2], [0, 0], [4, 0]]
+
+
+def test_rows_of_ids():
+    ids = np.array([30, 10, 20])
+    assert records.rows_of(ids, np.array([[10, -1], [30, 20]])).tolist() == [[1, -1], [0, 2]]
+    with pytest.raises(KeyError, match="id 7 has no row"):
+        records.rows_of(ids, np.array([7]))

@@ -9,25 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from minisearch.records import Ragged, Table
+from minisearch.records import EMPTY, Ragged, Table, rows_of
 from minisearch.worlds.shop_truth import ShopTruth, click_probability, grade, order_probability
-
-EMPTY = -1  # an unused place in a ranked list
-
-
-def rows_of(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Row numbers of public ids; EMPTY stays EMPTY.
-
-    Raises:
-        KeyError: for an id that the world does not have.
-    """
-    order = np.argsort(ids)
-    place = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
-    rows = np.where(wanted == EMPTY, EMPTY, order[place])
-    unknown = (rows != EMPTY) & (ids[rows] != wanted)
-    if unknown.any():
-        raise KeyError(f"id {wanted[unknown].flat[0]} is not in this world")
-    return np.asarray(rows)
 
 
 def expected_outcomes(
