@@ -130,7 +130,8 @@ show_request(example, int(busy[0]))
 #   and sharing one encoder between queries and titles helps. We test the weaker statement that sharing
 #   costs at most .01 of R@50;
 # * in ranking, five click models nearly tie, so that better inputs matter more than better architectures;
-# * in relevance, cross-encoders beat bi-encoders, and language models asked for yes or no are best.
+# * in relevance, cross-encoders beat bi-encoders, and the best of the language models asked for yes or no
+#   beats both.
 #
 # R@$K$ is the share of clicked or bought products among the first $K$, HR@$K$ the share of requests
 # with at least one of them there; step 3 has the formulas. {term}`AUC` is the chance that a positive scores
@@ -147,8 +148,8 @@ show_request(example, int(busy[0]))
 # |---|---|---|---|---|---|---|
 # | DNN | .1588 | .6258 | | bi-encoder, BGE-base | .7475 | .5791 |
 # | Wide & Deep | .1598 | .6217 | | cross-encoder, BERT-Chinese | .7606 | .6041 |
-# | DCN | .1611 | .6194 | | cross-encoder, XLM-R base | .7941 | .6658 |
-# | DCNv2 | .1603 | .6239 | | yes/no, Qwen3-0.6B | .7994 | .6524 |
+# | DCN | .1611 | .6194 | | cross-encoder, XLM-R large | .8005 | .6756 |
+# | DCNv2 | .1603 | .6239 | | yes/no, Llama3.2-1B | .7602 | .5927 |
 # | DIN | .1606 | .6262 | | yes/no, Qwen3-1.7B | .8215 | .6966 |
 #
 # :::{admonition} What we could and could not read
@@ -250,7 +251,7 @@ SWEPT = {
     "dense_two": {"learning_rate": 1e-3, "temperature": 4.0},
     "dense_shared@icons": {"learning_rate": 4e-3, "temperature": 4.0},
     "dense_two@icons": {"learning_rate": 4e-3, "temperature": 4.0},
-    "dense_ids": {"learning_rate": 2e-3, "temperature": 4.0},
+    "dense_ids": {"temperature": 4.0},
     "rank_wide_deep": {"learning_rate": 8e-3},
     "rank_dcn": {"learning_rate": 2e-3},
     "rank_din": {"learning_rate": 8e-3},
@@ -271,9 +272,9 @@ record = Recorder.from_environment()
 #
 # The chapter reads either a folder of KuaiSearch files or a *simulated shop* that emits the same
 # columns. The simulator knows what each shopper wanted; the models never see that. What it knows is
-# kept in a second object, used here for three things only: to name the type of each query when
-# results are broken down, to count the clicks and orders that a list can expect, and to say how well
-# a ranker would do that knows the intent but not the shopper's taste.
+# kept in a second object, used here to measure and never to train: to name the type of each query when
+# results are broken down, to count the clicks and orders that a list can expect, and to say how well a
+# list would do that was made with what only the simulator knows.
 
 
 # %%
@@ -307,7 +308,8 @@ print({name: len(next(iter(table.values()))) for name, table in log.tables().ite
 #
 # * **The future in the past.** Each ranking row carries the items that the user *recently clicked*.
 #   The lists have no time stamps, and some of their items were clicked only *after* the request. A
-#   model that reads them is told the answer. We rebuild histories from earlier requests instead.
+#   model that reads them is told some of the answer; step 6 rebuilds histories from earlier requests,
+#   and the results say how much such a leak is worth.
 # * **Sessions are not queries.** The published "555,553 queries" count requests. Distinct strings
 #   are about half of that, so a test query has often been seen in training.
 
@@ -372,12 +374,18 @@ def tallies(log: KuaiSearch) -> dict[str, np.ndarray]:
 
 
 counted = tallies(log)
-pd.DataFrame({name: concentration(n) for name, n in counted.items()}).T.round(3)
+shares = {name: concentration(counts) for name, counts in counted.items()}
+impressions = log.recall["impressed_item_ids"].values
+few = impressions[: int(3.2 * len(np.unique(impressions)))]  # 3.2: Lite, by the audit
+thin = concentration(tally(few, log.items["item_id"]))
+pd.DataFrame(shares | {"impressions, cut to Lite's density": thin}).T.round(3)
 
 # %% [markdown]
 # A product can only be rare where there are many products for the traffic. Compare *impressions a
 # shown item* in the table above: our catalogue is so small that each product is shown far more often
-# than in the real log. The shop can show rare users and rare queries, but hardly any rare product.
+# than in the real log. The shop can show rare users and rare queries, but hardly any rare product. The
+# last row cuts the log off where it has as many impressions a product as Lite: then most products are rare.
+# Whatever this chapter says about rare products, it says about new ones, launched after training.
 #
 # ### Is the tail a power law?
 #
@@ -511,12 +519,10 @@ versions = {"as logged": log, "5-core": core_filter(log, 5)}
 pd.DataFrame({n: shown_as(portrait(v, seed)) for n, v in versions.items()})
 
 # %% [markdown]
-# Fewer than half of the users and of the requests survive, while most products do: in this shop the
-# filter hides people rather than goods. What is left looks easier: a smaller share of requests comes from
-# users without history, fewer products are rare, fewer test positives were never shown in training, and
-# CTR rises, mostly because requests without a click or an order are gone (the recall task skips those
-# anyway). It also looks more equal, by both Gini coefficients, yet the exponent of requests a user has no
-# common direction over our three shops: it describes the largest counts, and the filter takes the smallest.
+# Three things to look for. Who goes: people or goods? In a shop with more traffic a product than a user, it
+# is people. How much easier does the rest look: requests of users without history, rare products, test
+# positives that training never showed, and CTR (which also rises because requests without a click are
+# gone)? And do the exponents notice? They describe the largest counts, and the filter takes the smallest.
 
 # %% [markdown]
 # ## Step 3: what counts as found
@@ -586,7 +592,8 @@ else:
 def bucket_labels(rows: np.ndarray) -> dict[str, np.ndarray]:
     """Labels of requests: query seen or new, the user's history, the query's type. Shape: (Q,) each."""
     labels = request_buckets(log, rows)
-    if truth is not None:
+    if truth is not None:  # whose rows are those of the whole log
+        rows = rows_of(truth.session_id, log.recall["session_id"][rows])
         labels["query type"] = np.array(QUERY_TYPES)[truth.requests.kind[rows]]
     return labels
 
@@ -765,8 +772,8 @@ def lexical_all(collection: Collection, settings: RecallSettings, seed: int) -> 
 #
 # With one *shared* tower, $f_\theta = g_\theta$: what is learnt about a word in titles helps to read
 # it in queries. At toy scale the tower has no attention layers, so that it is a bag of word vectors,
-# each brought to the same length by a layer norm; `small` and `full` put a pretrained BERT in its
-# place, with its own tokeniser, and `full` reads the first token instead of the mean.
+# each brought to the same length by a layer norm; `full` puts a pretrained BERT in its place, with its own
+# tokeniser, and reads the first token instead of the mean.
 #
 # Two details of the code. A title that repeats a row's own product is left out of that row's sum. And
 # on several processes `gather_rows` collects the vectors of all, so that the batch means the same.
@@ -853,10 +860,13 @@ if collection is not None:
 
 
 # %%
-def token_ids(checkpoint: str, texts: list[str], max_words: int) -> torch.Tensor:
+def token_ids(
+    checkpoint: str, texts: list[str], max_words: int, marks: bool = True
+) -> torch.Tensor:
     """Texts by a published tokeniser, 0 where there is nothing. Shape: n texts -> (n, L)."""
     tokenizer = AutoTokenizer.from_pretrained(model_folder(checkpoint))
     shape = {"padding": "max_length", "truncation": True, "max_length": max_words}
+    shape["add_special_tokens"] = marks  # such as [CLS]
     found = tokenizer(texts, return_tensors="pt", **shape)
     return found["input_ids"] * found["attention_mask"]
 
@@ -1082,7 +1092,8 @@ ranking = RankingSettings.of(profile)
 # %% [markdown]
 # The release takes its text vectors from a pretrained encoder. At toy scale they come from *latent
 # semantic analysis* {cite:p}`deerwester1990`: a matrix of texts by words, rare words weighted up, cut to its largest singular
-# directions. Nothing is learnt from clicks there, so that no click is used twice.
+# directions. It sees titles and the words of all queries, those of test requests too, but no click, so that
+# no click is used twice.
 
 
 # %%
@@ -1110,7 +1121,10 @@ def text_vectors(texts: list[str], settings: RankingSettings) -> np.ndarray:
 # %%
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a click model may read; row 0 of users and items means unknown."""
+    """What a click model may read; row 0 of users and items fills up short histories.
+
+    A user or product that training never saw has a row too, which stays as it was drawn.
+    """
 
     query_of: np.ndarray  # (R,) which query vector a request has
     queries: np.ndarray  # (V, T)
@@ -1224,7 +1238,8 @@ class Inputs(nn.Module):
 #
 # $$\sum_j a(h_j, t)\, h_j, \qquad a(h, t) = \mathrm{MLP}[h;\, t;\, h - t;\, h \odot t].$$
 #
-# As in the release, DIN also has DCN's cross layers, and its weights are not normalised.
+# As in the release, DIN also has DCN's cross layers, its weights are not normalised, and DCN's layers
+# (not DCNv2's) end in a batch norm.
 
 
 # %%
@@ -1264,10 +1279,12 @@ class CrossLayers(nn.Module):
 
     def __init__(self, width: int, layers: int, matrix: bool) -> None:
         super().__init__()
-        self.matrix, outputs = matrix, width if matrix else 1
+        outputs = width if matrix else 1
         self.weights = nn.ModuleList(
             nn.Linear(width, outputs, bias=matrix) for _ in range(layers)
         )
+        # What the release adds to DCN's layers alone: the norm, and a bias of its own.
+        layers = 0 if matrix else layers
         self.biases = nn.ParameterList(
             nn.Parameter(torch.zeros(width)) for _ in range(layers)
         )
@@ -1275,11 +1292,10 @@ class CrossLayers(nn.Module):
 
     def forward(self, x0: torch.Tensor) -> torch.Tensor:
         x = x0
-        for weight, bias, norm in zip(
-            self.weights, self.biases, self.norms, strict=True
-        ):
+        for layer, weight in enumerate(self.weights):
             x = x + x0 * weight(x)
-            x = x if self.matrix else norm(x + bias)
+            if self.norms:
+                x = self.norms[layer](x + self.biases[layer])
         return x
 
 
@@ -1403,8 +1419,12 @@ def click_chances(model: ClickModel, shown: Impressions, kept: float) -> np.ndar
 # positives and an average over negatives, and `auc_by_group` splits it into shares of groups of users
 # {cite:p}`delong1988`, whose mean is the AUC and whose spread is its error.
 #
-# Two things set the scale: `rank_item_ctr` knows only how often each product was clicked when shown, and
-# `rank_truth` asks the simulator for the true chance of a click, the place in the list aside.
+# Three arms set the scale. `rank_item_ctr` knows only how often each product was clicked when shown.
+# `rank_place` repeats the order in which the engine had shown the products: people click what stands
+# first ({term}`position bias`), and the label cannot tell that from liking, so that the engine's own order
+# scores high on its own log. None of the five models is told the place, as in the release. `rank_truth`
+# asks the simulator for the chance of a click if the product stood first: a yardstick, not a bound, for it
+# knows the shopper's taste, but not the place.
 
 
 # %%
@@ -1419,7 +1439,10 @@ def ndcg_of_requests(
 ) -> np.ndarray:
     """NDCG@10 of every request with a click. Shape: (P,), (P,), (P,) sorted -> (R,)."""
     _, row = np.unique(request, return_inverse=True)
-    order = np.lexsort((-scores, row))
+    ties = np.random.default_rng(0).permutation(
+        len(row)
+    )  # no favour to the logged order
+    order = np.lexsort((ties, -scores, row))
     place = np.arange(len(row)) - np.searchsorted(row, row)
     hits = np.zeros((row[-1] + 1, 10), dtype=bool)
     first = place < 10  # places count within a request, in either order
@@ -1435,7 +1458,8 @@ def measure_clicks(name: str, chance: np.ndarray, shown: Impressions) -> None:
     label, request, item = shown.label[test], shown.request[test], shown.item[test]
     block = np.unique(log.recall["user_id"], return_inverse=True)[1][request] % BLOCKS
     record.metric(f"{name}/auc", roc_auc(chance, label))
-    record.metric(f"{name}/log_loss", log_loss(chance, label))
+    if name not in NO_CHANCES:
+        record.metric(f"{name}/log_loss", log_loss(chance, label))
     record.metric(
         f"{name}/ndcg@10", float(ndcg_of_requests(chance, label, request).mean())
     )
@@ -1463,7 +1487,7 @@ def measure_clicks(name: str, chance: np.ndarray, shown: Impressions) -> None:
 # Beside the five and their reference points stand arms that take something away. Two of them read the
 # query and know the product in one way only: the DNN `rank_ids` by its number (with those of the user and
 # the history), the DNN `rank_text` by the words of its title. What does each lose on a product that
-# training hardly showed? `rank_no_text` reads numbers and facts and no text at all. `rank_shuffled` learns from shuffled labels and must end at one half. And three copies
+# training hardly showed? `rank_shuffled` learns from shuffled labels and must end at one half. And three copies
 # of DIN differ in nothing but where the history comes from, on the requests of the rank table:
 #
 # | arm | history |
@@ -1479,7 +1503,6 @@ def clicks_by(
 ) -> np.ndarray:
     """Train a click model; the chance of a click of every test impression. Shape: (P_test,)."""
     trained = train_clicks(model, shown, settings, seed, **changes)
-    HISTORIES.setdefault(model, trained.history)
     return click_chances(trained, shown, settings.negatives_kept)
 
 
@@ -1508,12 +1531,20 @@ def item_click_rate(
 
 
 def true_chance(shown: Impressions, settings: RankingSettings, seed: int) -> np.ndarray:
-    """Not a method: the chance of a click at the first place, at mean attention."""
+    """Not a method: the chance of a click if the product stood first, at mean attention."""
     test = ~shown.training
-    request, item = shown.request[test], shown.item[test]
-    return truth.config.attention * click_probability(
-        truth, request, item, np.ones(len(item))
-    )
+    session = log.recall["session_id"][shown.request[test]]
+    request = rows_of(truth.session_id, session)
+    item = rows_of(truth.item_id, log.items["item_id"][shown.item[test]])
+    at_top = click_probability(truth, request, item, np.ones(len(item)))
+    return truth.config.attention * at_top
+
+
+def logged_order(
+    shown: Impressions, settings: RankingSettings, seed: int
+) -> np.ndarray:
+    """A reference: the order in which the shop's engine showed the products."""
+    return 1 / shown.place[~shown.training]
 
 
 # %%
@@ -1545,12 +1576,13 @@ def in_rank_table(shown: Impressions) -> Impressions:
     return Impressions(**{name: column[kept] for name, column in vars(shown).items()})
 
 
-RANKERS = {"rank_item_ctr": item_click_rate, "rank_truth": true_chance}
+RANKERS = {"rank_item_ctr": item_click_rate}
+NO_CHANCES = {"rank_truth": true_chance, "rank_place": logged_order}  # orders alone
+RANKERS |= NO_CHANCES
 RANKERS |= {name: partial(clicks_by, name) for name in CLICK_MODELS}
 USES = {
     "rank_ids": ("query", "ids"),
     "rank_text": ("query", "title"),
-    "rank_no_text": ("ids", "facts"),
 }
 RANKERS |= {
     name: partial(clicks_by, "rank_dnn", use=parts) for name, parts in USES.items()
@@ -1588,7 +1620,7 @@ class RelevanceSettings(Settings):
     )
     width: int = dial(16, 64, 128, 768, source="ours; of the checkpoint in full")
     query_words: int = dial(12, 12, 24, 64, source="ours")
-    item_words: int = dial(44, 44, 96, 448, source="512 together (release); ours")
+    item_words: int = dial(44, 44, 96, 440, source="512 together (release); ours")
     batch_size: int = dial(32, 32, 32, 16, source="16 (release); ours")
     epochs: int = dial(1, 2, 2, 20, source="at most 20, patience 2 (release); sweep")
     learning_rate: float = dial(
@@ -1611,7 +1643,8 @@ class Judged:
     """Pairs of query and product text with their label, and which of them are for training."""
 
     queries: list[str]
-    products: list[str]
+    titles: list[str]
+    products: list[str]  # all of a product's text
     label: np.ndarray  # (J,) True where the score is 3
     training: np.ndarray  # (J,)
 
@@ -1627,7 +1660,8 @@ def judged_pairs(table: dict) -> Judged:
         for parts in zip(*columns, strict=True)
     ]
     training = table["split"] == "train"
-    return Judged(list(table["query"]), texts, table["score"] == 3, training)
+    queries, titles = list(table["query"]), list(table["item_title"])
+    return Judged(queries, titles, texts, table["score"] == 3, training)
 
 
 # %%
@@ -1660,14 +1694,16 @@ if judged is not None:
 # the first thing to know about a transformer from nothing is that some ten thousand judgements do not
 # teach it to compare words. Two things stand in for pretraining. All three models start from the word
 # vectors of step 5, so that clicks have taught them which words go together. And the attention of the
-# two that read both texts starts *mirrored*: a word looks for itself in the other text. With a unit
-# vector $u$ that is added to the words of the query and subtracted from those of the product,
+# two that read both texts starts *mirrored*: a word looks for itself in the other text. With a vector
+# $4u$, $u$ of length one, that is added to the words of the query and subtracted from those of the
+# product,
 #
 # $$W_Q = I + \epsilon, \qquad W_K = I - 2uu^\top + \epsilon', $$
 #
 # so that the product of a query's and a key's vector is large where the words agree and their texts
-# differ. Training is free to leave this start. `rel_plain` is the same cross-encoder without it, kept as
-# the failure that pretraining prevents.
+# differ. Untrained, such a model judges no better than chance, and training is free to leave the start.
+# Still it is a hint, made by hand, that a bi-encoder cannot take. `rel_plain` is the same cross-encoder
+# without it: whatever the results say about cross-encoders, compare both.
 
 
 # %%
@@ -1810,9 +1846,10 @@ def bert(
         )
         return Bert(model, marks.cls_token_id, marks.sep_token_id)
     size, width = start.shape
+    longest = settings.query_words + settings.item_words + 3
     config = BertConfig(
         vocab_size=size + 2, hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=width, max_position_embeddings=96, initializer_range=0.1, num_labels=2,
+        intermediate_size=width, max_position_embeddings=max(96, longest), initializer_range=0.1, num_labels=2,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertForSequenceClassification(config)
@@ -1868,7 +1905,7 @@ def pair_model(
     checkpoints = {"rel_bi": chosen.bi_model, "rel_lm": chosen.judge_model}
     start, tower = None, None
     if checkpoint := checkpoints.get(name, chosen.cross_model):
-        encode_texts = partial(token_ids, checkpoint)
+        encode_texts = partial(token_ids, checkpoint, marks=name == "rel_bi")
     else:
         start, tower, encode_texts = click_words(chosen.width, seed)
     torch.manual_seed(derive_seed(seed, "initial weights of the pair model"))
@@ -1887,14 +1924,13 @@ def train_pairs(
     task: Judged,
     settings: RelevanceSettings,
     seed: int,
-    labels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Train one model on the training pairs; the scores of the test pairs. Shape: (J_test,)."""
     model, encode_texts = pair_model(name, settings, seed)
     columns = {
         "query": encode_texts(task.queries, max_words=settings.query_words),
         "product": encode_texts(task.products, max_words=settings.item_words),
-        "label": torch.from_numpy(task.label if labels is None else labels).long(),
+        "label": torch.from_numpy(task.label).long(),
     }
     training = torch.from_numpy(task.training)
     rows = {key: values[training] for key, values in columns.items()}
@@ -1962,9 +1998,13 @@ def measure_pairs(name: str, scores: np.ndarray, task: Judged) -> None:
         },
     )
     known = set(np.array(task.queries)[task.training])
-    labels = {
-        "judged query": np.array(["seen" if q in known else "new" for q in queries])
+    pairs = list(zip(task.queries, task.titles, strict=True))
+    judged_before = {pairs[i] for i in np.flatnonzero(task.training)}
+    marks = {
+        "judged query": [q in known for q in queries],
+        "pair": [pairs[i] in judged_before for i in test],
     }
+    labels = {what: np.where(seen, "seen", "new") for what, seen in marks.items()}
     if truth is not None:
         kinds = dict(zip(truth.requests.query, truth.requests.kind, strict=True))
         labels["query type"] = np.array(QUERY_TYPES)[
@@ -1985,7 +2025,8 @@ def measure_pairs(name: str, scores: np.ndarray, task: Judged) -> None:
 #
 # Each {term}`arm` below is one way to fill the list. Every trained arm, and every keyword arm that uses
 # clicks, gets the same clicks. The arms of the claims had a sweep of six settings each on development
-# shops, frozen above; the rest take over the setting of their nearest relative.
+# shops, frozen above; what was searched beyond that is on the card. The rest take over the setting of their
+# nearest relative.
 
 
 # %%
@@ -2061,12 +2102,13 @@ def run_relevance(name: str, swept: dict) -> None:
     if name in PAIR_REFERENCES:
         scores = PAIR_REFERENCES[name](judged)
     else:
-        labels, chosen = judged.label.copy(), replace(relevance, **swept)
+        task, model = judged, name
         if name == "rel_shuffled":  # a control: the training labels in another order
             order = np.random.default_rng(derive_seed(seed, "shuffled labels"))
-            labels[judged.training] = order.permutation(labels[judged.training])
-        model = "rel_cross" if name == "rel_shuffled" else name
-        scores = train_pairs(model, replace(judged, label=labels), chosen, seed)
+            task = replace(judged, label=judged.label.copy())
+            task.label[task.training] = order.permutation(task.label[task.training])
+            model = "rel_cross"
+        scores = train_pairs(model, task, replace(relevance, **swept), seed)
     measure_pairs(name, scores, judged)
 
 
@@ -2076,6 +2118,7 @@ STAGES = {"rank": run_ranking, "rel": run_relevance}
 ON_PAGE = {
     "recall": [*MAIN, "oracle", *(f"{method}@icons" for method in MAIN)],
     "rank": [
+        "place",
         "item_ctr",
         "linear",
         "dnn",
@@ -2100,9 +2143,9 @@ def run_arm(name: str) -> None:
 # %% tags=["train"]
 on_page = [*ON_PAGE["recall"]]
 on_page += [f"{stage}_{arm}" for stage in STAGES for arm in ON_PAGE[stage]]
-if truth is None:
-    on_page.remove("oracle")
-else:
+if truth is None or core:
+    on_page.remove("oracle")  # it may name products that the filter removed
+if truth is not None:
     on_page += ["rank_truth", *HISTORY_ARMS]
 results = [] if schema_only else (on_page if arms == "main" else arms.split(","))
 for name in results:
@@ -2204,8 +2247,9 @@ pages.score_table(record.metrics, [arm for arm in results if "@icons" in arm], S
 # %% [markdown]
 # ### Ranking
 #
-# The five models of the paper between a linear model and the truth. Read `rank_item_ctr` as the part of
-# the game that needs no model, and the distance from `rank_din` to `rank_truth` as what is left to win.
+# The five models of the paper, and what they are held against. Look at `rank_place` first: how good the
+# logged order looks on its own log is a measure of position bias, not of the engine. `cold_penalty` is the
+# AUC of products that training showed over 20 times less that of the others.
 
 # %% tags=["page-only", "hide-input"]
 RANK_SHOWN = ("auc", "log_loss", "ndcg@10", "cold_penalty")
@@ -2213,16 +2257,17 @@ ranked = [arm for arm in results if arm.startswith("rank_") and arm not in HISTO
 pages.score_table(record.metrics, ranked, RANK_SHOWN)
 
 # %% [markdown]
-# What a model can do depends on what is known. On products that training showed at most 20 times, most of
-# them launched after training ended, a product's number has no meaning yet, and its words do.
+# What a model can do depends on what is known. Does the model of numbers lose more than the model of words
+# on products that training hardly showed, most of them launched after it ended? Mind that it has less to
+# lose: compare the levels, not the differences alone.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "AUC by bucket on this page's run: the click model that reads everything but texts against the one that reads texts alone. One half is a blind guess; small buckets are noisy.", "name": "fig-01-rank-buckets"}, "image": {"alt": "Dot plot of AUC by bucket of query type, query seen or new, user history and product exposure, for the model of ids and the model of texts; the model of texts is ahead in most buckets."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "AUC by bucket on this page's run: the click model that knows products by number against the one that reads their titles; both read the query. One half is a blind guess; small buckets are noisy.", "name": "fig-01-rank-buckets"}, "image": {"alt": "Dot plot of AUC by bucket of query type, query seen or new, user history and product exposure, with one mark for the model of numbers and one for the model of titles, joined by a line."}}
 if fig := pages.bucket_plot(record.metrics, ("rank_ids", "rank_text"), "auc", "AUC"):
     record.figure(fig, "rank-buckets", "AUC of ids and of texts by bucket")
 
 # %% [markdown]
-# And the three histories. The rebuilt one is the honest figure; whatever another export adds to it, it
-# adds on the test set only because the answer is in the input, and in service it will be gone.
+# And the three histories. The rebuilt one is the honest figure; whatever another export adds to it comes
+# from what will not be known in service, and will be gone there.
 
 # %% tags=["page-only", "hide-input"]
 histories_shown = [arm for arm in results if arm in HISTORY_ARMS]
@@ -2230,6 +2275,11 @@ pages.score_table(record.metrics, histories_shown, RANK_SHOWN[:3])
 
 # %% [markdown]
 # ### Relevance
+#
+# Read the rows in pairs. `rel_query` against `rel_bi`: how much of a good ROC-AUC comes from knowing which
+# *queries* are easily answered? `rel_bi` against `rel_cross`, and then against `rel_plain` under *Train and
+# watch*: the lead of reading both texts together, and what of it is the mirrored start. Last the column
+# `auc_within`: within one query, where a shopper compares, leads are smaller and test pairs few.
 
 # %% tags=["page-only", "hide-input"]
 judges = [arm for arm in results if arm.startswith("rel_")]
@@ -2237,7 +2287,7 @@ if judges:
     print(f"base rate {test_rate:.3f}: the PR-AUC of a blind guess")
 pages.score_table(record.metrics, judges, ("auc", "pr_auc", "auc_within"))
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "ROC-AUC by bucket on this page's run: bi-encoder against cross-encoder, by whether the query was judged in training too and by the type of the query.", "name": "fig-01-rel-buckets"}, "image": {"alt": "Dot plot of ROC-AUC by bucket for the bi-encoder and the cross-encoder; the cross-encoder is ahead in most, furthest on negations."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "ROC-AUC by bucket on this page's run: bi-encoder against cross-encoder, by whether the query, and the pair of query and title, was judged in training too, and by the type of the query.", "name": "fig-01-rel-buckets"}, "image": {"alt": "Dot plot of ROC-AUC by bucket, with one mark for the bi-encoder and one for the cross-encoder, joined by a line."}}
 if fig := pages.bucket_plot(record.metrics, ("rel_bi", "rel_cross"), "auc", "ROC-AUC"):
     record.figure(fig, "rel-buckets", "ROC-AUC of bi- and cross-encoder by bucket")
 
@@ -2624,6 +2674,152 @@ for dial_name in ("click_share", "synonyms"):
         turn = turning_point(places, lexical, dense) if places else None
         found = "never in the grid" if turn is None else f"from {turn:.2g} on"
         print(f"{dial_name}: shared encoder ahead of {arm} {found}")
+
+# %% [markdown]
+# ### Exercise 4: a history without the future
+#
+# A click model may read what a user clicked *before* the request. Write `history`: of one user's clicks,
+# given as times and items in any order, the latest items clicked strictly before `now`, at most `last` of
+# them, oldest first. Clicks of equal time may stand in either order; a repeated item stays. Mind which
+# comes first, leaving out or cutting off, and a `last` of 0.
+#
+# The arm `rank_past` reads such a history. Which line of yours would turn it into that of `rank_late`,
+# and what would have to go wrong for that of `rank_logged`? Write down how much AUC each of the two adds
+# before you scroll back to the table of the three histories: would you notice either leak by its score?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-history", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def history(times: list[int], items: list[int], now: int, last: int) -> list[int]:
+    """The latest items clicked strictly before now, at most `last`, oldest first."""
+    ### BEGIN SOLUTION
+    order = sorted(range(len(times)), key=lambda i: times[i])
+    past = [items[i] for i in order if times[i] < now]
+    return past[max(len(past) - last, 0) :]  # past[-last:] is everything for 0
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch01-history-test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+@checks("ch01-history")
+def properties_of_history(history):
+    def found(times, items, now, last) -> list[int]:
+        return list(history([*times], [*items], now, last))
+
+    def spared() -> bool:
+        times, items = [3, 1, 2], [30, 10, 20]
+        history(times, items, 3, 1)
+        return times == [3, 1, 2] and items == [30, 10, 20]
+
+    mixed = [4, 1, 3, 2], [10, 40, 20, 30]
+    yield (
+        "two earlier clicks, oldest first",
+        lambda: found([1, 2], [8, 7], 3, 9) == [8, 7],
+    )
+    yield (
+        "times count, not positions in the list",
+        lambda: found(*mixed, 9, 9) == [40, 30, 20, 10],
+    )
+    yield "a later click", lambda: found([5, 1], [7, 8], 3, 9) == [8]
+    yield "more clicks than asked for", lambda: found(*mixed, 9, 2) == [20, 10]
+    ### BEGIN HIDDEN TESTS
+    yield "a click of the request itself", lambda: found([3, 1], [7, 8], 3, 9) == [8]
+    yield (
+        "later clicks take no places of earlier ones",
+        lambda: found(*mixed, 3, 2) == [40, 30],
+    )
+    yield (
+        "an item clicked twice",
+        lambda: found([1, 2, 3], [7, 8, 7], 4, 9) == [7, 8, 7],
+    )
+    yield "no click at all", lambda: found([], [], 3, 9) == []
+    yield "no click yet", lambda: found([3, 4], [7, 8], 3, 9) == []
+    yield "a history of length 0", lambda: found([1, 2], [7, 8], 3, 0) == []
+    yield "the lists it was given are as before", spared
+    ### END HIDDEN TESTS
+
+
+assert check("ch01-history", history)
+
+# %% [markdown]
+# ### Exercise 5: undo the sampling
+#
+# Step 6 trains on every click and keeps a share $r$ of the other impressions, which multiplies the odds,
+# $p / (1 - p)$, by $1/r$. Write `corrected`: the chance in the full data, from the `chance` that a model
+# trained on the sample predicts, a number or an array. Mind that the odds shrink, not the chance itself,
+# and what becomes of a chance of exactly 0 or 1.
+#
+# Before you look: if you forget this step, which of AUC, NDCG@10 and log loss change, and which way?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-odds", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def corrected(chance: float | np.ndarray, kept: float) -> float | np.ndarray:
+    """The chance in the full data; `kept` is the share of negatives trained on."""
+    ### BEGIN SOLUTION
+    return chance * kept / (chance * kept + (1 - chance))  # odds, without dividing by 0
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch01-odds-test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+@checks("ch01-odds")
+def properties_of_corrected(corrected):
+    some = np.linspace(0.05, 0.95, 19)
+
+    def odds(chance: np.ndarray) -> np.ndarray:
+        return chance / (1 - chance)
+
+    def rate_of_all() -> bool:
+        # Two kinds of impression; what a perfect model of the sample predicts for each.
+        clicks, others = np.array([10, 1]), np.array([40, 99])
+        sampled = clicks / (clicks + 0.2 * others)
+        mean = np.average(corrected(sampled, 0.2), weights=clicks + others)
+        return np.isclose(mean, 11 / 150)
+
+    yield "nothing left out: no change", lambda: np.allclose(corrected(some, 1), some)
+    yield "half of them kept, even odds", lambda: np.isclose(corrected(0.5, 0.5), 1 / 3)
+    yield "the mean is the rate of clicks before sampling", rate_of_all
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "odds shrink by exactly the share kept",
+        lambda: np.allclose(odds(corrected(some, 0.2)), 0.2 * odds(some)),
+    )
+    yield (
+        "a larger chance stays larger",
+        lambda: (np.diff(corrected(some, 0.01)) > 0).all(),
+    )
+    yield "the number 0 stays", lambda: corrected(0.0, 0.2) == 0
+    yield "the number 1 stays", lambda: corrected(1.0, 0.2) == 1
+    yield (
+        "0 and 1 stay in an array",
+        lambda: (corrected(np.array([0.0, 1.0]), 0.2) == [0, 1]).all(),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch01-odds", corrected)
+
+# %% [markdown]
+# And the guess? Here are the test impressions of this page's shop, with each product's click rate
+# (`rank_item_ctr`) as if it had been learnt from such a sample: as such a model would predict it, and
+# corrected.
+
+# %% tags=["page-only", "hide-input"]
+if collection is not None:
+    impressions = ranking_task(log)
+    test = ~impressions.training
+    label, request = impressions.label[test], impressions.request[test]
+    share = RankingSettings.of("toy").negatives_kept
+    chance = item_click_rate(impressions, ranking, seed)
+    sampled = chance / (chance + (1 - chance) * share)  # the odds times 1 / share
+    blind = np.full(len(label), label.mean())
+    print(f"negatives kept: {share:.0%}; share of impressions clicked: {blind[0]:.4f},")
+    print(f"a blind guess of which has log loss {log_loss(blind, label):.4f}")
+    answers = {"forgotten": sampled, "undone": corrected(sampled, share)}
+    for title, chance in answers.items():
+        ndcg = ndcg_of_requests(chance, label, request).mean()
+        print(
+            f"{title:9s}  mean chance {chance.mean():.4f}"
+            f"  AUC {roc_auc(chance, label):.4f}  NDCG@10 {ndcg:.4f}"
+            f"  log loss {log_loss(chance, label):.4f}"
+        )
 
 # %% [markdown]
 # ## At scale
