@@ -118,8 +118,9 @@ show_request(example, int(busy[0]))
 # %% [markdown]
 # Recall had to bring the starred products into a list of hundreds, out of the whole catalogue. Ranking had
 # to put them first *for this user*: somebody else with the same words clicks something else. Relevance
-# has to say which of the others should not have been there, whoever asks. The three get different data:
-# clicks of any list, clicks against what was shown beside them, and judgements.
+# has to say which of the others should not have been there, whoever asks. The three get different data: clicked
+# products, clicks against what was shown beside them, and judgements. Each is trained and tested apart: in
+# this chapter ranking orders what the shop's old engine showed, not the list that our recall makes.
 #
 # ## What the paper claims
 #
@@ -172,7 +173,7 @@ show_request(example, int(busy[0]))
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $q$ | a query, as typed | `collection.queries[i]` |
+# | $q$ | a request, and the query typed in it | `collection.queries[i]` |
 # | $d$ | a product, represented by its title | `collection.titles[row]` |
 # | $n_j$ | a random negative: a title drawn from the catalogue | `batch["negative"]` |
 # | $B$ | training pairs in a batch | `settings.batch_size` |
@@ -186,9 +187,14 @@ show_request(example, int(busy[0]))
 # | $h_j, t$ | vectors of a past product and of the product shown | `past`, `target` |
 # | $w_l, W_l$ | weights of a cross layer | `CrossLayers.weights` |
 # | $y, d, m$ | label of a judged pair, distance, margin | `batch["label"]`, `distance`, `margin` |
+# | $r$ | share of the negatives that training of click models keeps | `negatives_kept` |
 # | $u$ | direction that marks query against product | `mirror` |
 #
 # ## Parameters
+#
+# In the settings below, the four values of a `dial` are those of the profiles smoke, toy, small and full,
+# and `source` says where they come from. An {term}`arm` is one of the things compared; *the release* is the
+# authors' code, and *Lite* the smaller edition of their data.
 
 # %% tags=["parameters"]
 profile: str = "toy"  # smoke | toy | small | full
@@ -274,7 +280,9 @@ record = Recorder.from_environment()
 # columns. The simulator knows what each shopper wanted; the models never see that. What it knows is
 # kept in a second object, used here to measure and never to train: to name the type of each query when
 # results are broken down, to count the clicks and orders that a list can expect, and to say how well a
-# list would do that was made with what only the simulator knows.
+# list would do that was made with what only the simulator knows. Its rule for a click: the better a product
+# answers the request (a grade from 0 to 3) and suits the user's taste, and the nearer it stands to the top,
+# the likelier. The old engine, which decides what is shown, does not see that taste.
 
 
 # %%
@@ -382,7 +390,7 @@ pd.DataFrame(shares | {"impressions, cut to Lite's density": thin}).T.round(3)
 
 # %% [markdown]
 # A product can only be rare where there are many products for the traffic. Compare *impressions a
-# shown item* in the table above: our catalogue is so small that each product is shown far more often
+# shown item* in the table before the last one: our catalogue is so small that each product is shown far more often
 # than in the real log. The shop can show rare users and rare queries, but hardly any rare product. The
 # last row cuts the log off where it has as many impressions a product as Lite: then most products are rare.
 # Whatever this chapter says about rare products, it says about new ones, launched after training.
@@ -407,7 +415,8 @@ pd.DataFrame(shares | {"impressions, cut to Lite's density": thin}).T.round(3)
 
 
 # %% [markdown]
-# Some power law is always the best one. Whether it is *good* is tested by a *bootstrap*: draw data
+# (Nothing in steps 3 to 7 needs this test.) Some power law is always the best one. Whether it is *good* is
+# tested by a *bootstrap*, one that draws from the fitted law instead of from the data: draw data
 # sets in which the power law holds from $x_{\min}$ on, with the observed counts below it; fit each in
 # the same way, choice of $x_{\min}$ included; and take as $p$ the share of them that fits no better than
 # the log. A $p$ below .1 rejects the power law. A larger one is no proof, for a tail can look like
@@ -1049,7 +1058,7 @@ if not schema_only:
 # | query, title | frozen text vectors | 512 each |
 # | user | number, gender, age group | 32 + 8 + 16 |
 # | product | number, three category levels | 32 + 16 + 32 + 64 |
-# | history | the last 20 products clicked, embedded with the product's tables | as a product |
+# | history | the last 20 products clicked or bought, embedded with the product's tables | as a product |
 #
 # A request of the recall table holds all of it: its shown products are the rows of the rank table, in
 # order, and a history is what the same user clicked in *earlier* requests. The list of recently clicked
@@ -1226,7 +1235,8 @@ class Inputs(nn.Module):
 
 
 # %% [markdown]
-# Now the five. Write $x$ for that vector. **DNN** feeds it to two hidden layers. **Wide & Deep**
+# Now the five. Write $x$ for that vector; $\odot$ multiplies entry by entry, MLP is a small network. **DNN**
+# (deep neural network) feeds $x$ to two hidden layers. **Wide & Deep**
 # {cite:p}`cheng2016` adds a weight for every single number (user, product, category). **DCN**
 # {cite:p}`wang2017` multiplies $x$ with itself, layer by layer, through a vector $w_l$;
 # **DCNv2** {cite:p}`wang2021` through a matrix $W_l$:
@@ -1414,8 +1424,8 @@ def click_chances(model: ClickModel, shown: Impressions, kept: float) -> np.ndar
 # %% [markdown]
 # **What is measured.** {term}`AUC` is the chance that a clicked impression scores above one that was not
 # clicked, over all test impressions together; {term}`log loss` also asks whether the chances are right;
-# {term}`NDCG@10` orders each request's own list and asks whether its clicks come first. AUC has no
-# value a request, so that its error cannot be read from requests one by one. But it is an average over
+# {term}`NDCG@10` orders each request's own list and asks whether its clicks come first. AUC compares
+# impressions of different requests, so that a single request has no AUC and its error needs another way. But it is an average over
 # positives and an average over negatives, and `auc_by_group` splits it into shares of groups of users
 # {cite:p}`delong1988`, whose mean is the AUC and whose spread is its error.
 #
@@ -1700,8 +1710,9 @@ if judged is not None:
 #
 # $$W_Q = I + \epsilon, \qquad W_K = I - 2uu^\top + \epsilon', $$
 #
-# so that the product of a query's and a key's vector is large where the words agree and their texts
-# differ. Untrained, such a model judges no better than chance, and training is free to leave the start.
+# Multiplied out, smaller terms aside, words $v, v'$ of different texts score $v^\top v' + 4^2$ and words of
+# one text $v^\top v' - 4^2$: the score is large where the words agree and their texts differ ($I$ is the
+# identity, $\epsilon$ and $\epsilon'$ are small random weights). Untrained, such a model judges no better than chance, and training is free to leave the start.
 # Still it is a hint, made by hand, that a bi-encoder cannot take. `rel_plain` is the same cross-encoder
 # without it: whatever the results say about cross-encoders, compare both.
 
@@ -2214,7 +2225,8 @@ if HISTORIES:
 # ### Recall
 #
 # First this page's own run: one shop, one seed, the main arms. *Expected orders* are what the
-# simulator's shoppers would buy, on average, from the first 20 places.
+# simulator's shoppers would buy, on average, from the first 20 places; *cold_penalty* is R@50 of products
+# that training showed over 20 times, less that of the others.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -2461,7 +2473,7 @@ pages.tuning_table("01_kuaisearch")
 # ## Exercises
 #
 # Each exercise checks itself: the cell after the answer names the property that fails, never the
-# answer. To try them unspoilt, with stubs in place of the solutions, make a student's notebook:
+# answer. Grading tries further properties than a student's notebook shows. To try them unspoilt, with stubs in place of the solutions, make a student's notebook:
 # `minisearch assignment build 01 --out DIR`.
 #
 # ### Exercise 1: what counts as found
@@ -2536,7 +2548,8 @@ def words_of_clicks(recall: dict) -> dict[int, list[str]]:
 
 # %% [markdown]
 # Write down a guess: how much does R@50 gain, and for which query types most? Then find out why the
-# result is too good and write `honest_words` with the same signature. Repeated words count, as before.
+# result is too good and write `honest_words` with the same signature. Repeated words count, as before; an item that may not
+# have any words yet has no entry at all, not an empty one.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-silent", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2621,7 +2634,8 @@ if collection is not None:
 # does the shared encoder overtake plain BM25? Does it ever overtake the strong lexical arm? To read a
 # turning point off measured curves, write a function that interpolates linearly to the first crossing;
 # a tie is not yet overtaking. Then break the shop: turn the other dial to both ends
-# (`minisearch run 01 -p synonyms 0`, then `1`; a minute or two each) and see what moves.
+# (`minisearch reproduce 01 --arms bm25,bm25_clicks,dense_shared --worlds 0 --seeds 0 -p synonyms 0`, then
+# `1`) and see what moves in the printed scores.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-turn", "locked": false, "schema_version": 3, "solution": true, "task": false}

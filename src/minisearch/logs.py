@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minisearch.cells import Cell, read_json
 from minisearch.errors import InputError
 from minisearch.storage import atomic_write
@@ -65,7 +67,9 @@ class Logs:
         """The rows of each cell that has any."""
         if self.rows is None:
             return {}
-        return dict(iter(self.rows.groupby("cell", sort=False, observed=True)))
+        groups = self.rows.groupby("cell", sort=False, observed=True)
+        # A column that a cell has no value of belongs to the cells of another task.
+        return {str(name): frame.dropna(axis=1, how="all") for name, frame in groups}
 
 
 def read_run(folder: Path) -> Record:
@@ -120,7 +124,7 @@ def read_logs(folder: Path, chapter: str) -> Logs:
         facts |= {"metrics": dict(zip(names, values, strict=True))}
         record = Record(**{**facts, "cell": Cell.from_dict(stored["cell"])})
         records[record.cell.folder_name] = record
-    frame = pandas.read_parquet(rows) if rows.is_file() else None
+    frame = _unshared(pandas.read_parquet(rows)) if rows.is_file() else None
     return Logs(records, frame, content["rechecks"])
 
 
@@ -161,7 +165,7 @@ def _place(known: list[Any], item: Any) -> int:
 
 
 def _packed(rows: pandas.DataFrame | None) -> bytes:
-    """Rows as one page of parquet, so that what repeats from cell to cell costs nothing."""
+    """Rows as one page of parquet, so that what repeats from cell to cell costs little."""
     if rows is None or not len(rows):
         return b""
     import io
@@ -169,9 +173,48 @@ def _packed(rows: pandas.DataFrame | None) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    table = pyarrow.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata()
-    names = [name for name in table.column_names if name not in ("query_row", "cluster")]
+    shared = _shared(rows)
+    table = pyarrow.Table.from_pandas(shared, preserve_index=False).replace_schema_metadata()
+    names = [name for name in table.column_names if name not in _QUERIES]
     buffer, page = io.BytesIO(), 2**28
     options = {"compression": "zstd", "compression_level": 19, "use_dictionary": names}
     parquet.write_table(table, buffer, data_page_size=page, row_group_size=page, **options)
     return buffer.getvalue()
+
+
+_QUERIES = ("query_row", "cluster")  # the same in all cells of a world
+_NOTHING = -1
+
+
+def _shared(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows for the file: cells with the same queries share one `layout`, written at the first."""
+    import pandas
+
+    present = [name for name in _QUERIES if name in rows]
+    rows = rows.fillna(dict.fromkeys(present, _NOTHING)).astype(dict.fromkeys(present, "int32"))
+    layouts: dict[bytes, int] = {}
+    parts = []
+    for _, frame in rows.groupby("cell", sort=False, observed=True):
+        queries, count = frame[present].to_numpy().tobytes(), len(layouts)
+        number = layouts.setdefault(queries, count)
+        frame = frame.assign(layout=np.int32(number))
+        if number < count:
+            frame[present] = np.int32(_NOTHING)
+        parts.append(frame)
+    return pandas.concat(parts, ignore_index=True)
+
+
+def _unshared(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows as they were before `_shared`; a cell without clusters has none again."""
+    import pandas
+
+    present = [name for name in _QUERIES if name in rows]
+    first: dict[int, pandas.DataFrame] = {}
+    parts = []
+    for _, frame in rows.groupby("cell", sort=False, observed=True):
+        whole = first.setdefault(frame["layout"].iloc[0], frame)
+        parts.append(frame.assign(**{name: whole[name].to_numpy() for name in present}))
+    rows = pandas.concat(parts, ignore_index=True).drop(columns="layout")
+    if "cluster" in rows and (rows["cluster"] == _NOTHING).any():
+        rows["cluster"] = rows["cluster"].where(rows["cluster"] != _NOTHING)
+    return rows

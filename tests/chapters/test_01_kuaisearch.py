@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ import pytest
 import torch
 
 from minisearch import chapters, runs
+from minisearch.data.kuaisearch import KuaiSearch
 from minisearch.errors import InputError
 from minisearch.models import describe
 from minisearch.profiles import trainer_arguments
 from minisearch.records import Ragged
+from minisearch.tasks import core_filter, ranking_task, recall_task
+from minisearch.worlds.shop import make_shop
+from minisearch.worlds.shop_catalogue import ShopConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from kuaisearch_example import put, rows
@@ -78,21 +83,161 @@ def test_clicked_queries_come_from_the_training_clicks_alone(chapter):
 
 
 def test_training_reaches_neither_the_truth_nor_the_test_requests(chapter):
-    """What trains may name neither the simulator's truth nor a collection's test side."""
+    """What trains may name neither the simulator's truth nor the test side of any stage."""
     tree = ast.parse(chapters.find(CHAPTER).read_text())
-    trained = {
+    recall = {
         "train_dense", "DenseRetriever", "build_encoder", "translated_words", "translation_table",
         "add_clicked_queries", "QueryWriter", "written_queries", "text_encoder", "popularity",
+        "token_ids",
     }  # fmt: skip
+    ranking = {
+        "features", "text_vectors", "histories_of", "numbered", "embedding_tables", "embedded",
+        "Features", "Inputs", "MeanPool", "TargetAttention", "CrossLayers", "hidden_layer",
+        "ClickModel", "train_clicks", "item_click_rate",
+    }  # fmt: skip
+    relevance = {
+        "pair_model", "train_pairs", "bert", "judge", "mirror", "click_words", "BiEncoder",
+        "PairClassifier", "Bert", "Judge", "joined", "column", "adapted_judge", "query_rate",
+    }  # fmt: skip
+    trained = recall | ranking | relevance
     bodies = [n for n in tree.body if getattr(n, "name", None) in trained]
     assert {n.name for n in bodies} == trained
-    queries_only = {"popularity"}  # its answer has one row a test query
+    # They turn rows of the log into inputs; other tests say which: no click of the test part.
+    reads_the_log = {"features", "histories_of", "item_click_rate"}
+    # Queries: one row of answers for each; vectors of their words; pairs of both parts, of which
+    # `train_pairs` selects.
+    reads_queries = {"popularity", "features", "Features", "Inputs", "train_pairs", "query_rate"}
+    reads_queries |= {"mirror"}  # its linear layer of that name
+    secret = {"truth", "open_truth", "oracle_ranking", "expected_outcomes", "click_probability"}
+    measuring = {"buckets", "shown", "judged", "request_labels", "bucket_labels", "record"}
     for body in bodies:
         names = {n.id for n in ast.walk(body) if isinstance(n, ast.Name)}
+        own = {n.arg for n in ast.walk(body) if isinstance(n, ast.arg)}
         fields = {n.attr for n in ast.walk(body) if isinstance(n, ast.Attribute)}
-        assert not names & {"truth", "open_truth", "oracle_ranking", "log"}, body.name
+        assert not (names - own) & (secret | measuring), body.name
+        assert "log" not in names - own or body.name in reads_the_log, body.name
         assert not fields & {"positives", "query_rows"}, body.name
-        assert body.name in queries_only or "queries" not in fields, body.name
+        assert body.name in reads_queries or "queries" not in fields, body.name
+
+
+def learnt(chapter, monkeypatch, collection, log):
+    """The rows that every stage hands to its training, and the features of the click models."""
+    seen = []
+    monkeypatch.setattr(chapter, "fit", lambda _, batches, *__, **___: seen.append(batches))
+    known = {"log": log, "collection": collection, "settings": chapter.RecallSettings.of("smoke")}
+    known |= {"ranking": chapter.RankingSettings.of("smoke")}
+    for name, value in known.items():
+        monkeypatch.setattr(chapter, name, value, raising=False)
+    for function in (chapter.features, chapter.train_dense):
+        function.cache_clear()
+    chapter.train_dense(collection, known["settings"], 0, True)
+    chapter.train_clicks("rank_din", ranking_task(log), known["ranking"], 0)
+    task = chapter.judged_pairs(log.relevance)
+    chapter.train_pairs("rel_cross", task, chapter.RelevanceSettings.of("smoke"), 0)
+    rows = [{name: v.tolist() for name, v in batches.tensors.items()} for batches in seen]
+    words = chapter.translated_words(collection, known["settings"])
+    histories = chapter.features().histories
+    for function in (chapter.features, chapter.train_dense):
+        function.cache_clear()
+    return rows, words, histories
+
+
+def test_answers_of_the_test_part_change_nothing_that_is_learnt(chapter, monkeypatch):
+    """Clicks, orders and judgements of the test part are turned over; training stays as it was."""
+    log = make_shop(ShopConfig.of("smoke", test_share=0.25, rank_share=0.2), 3)[0]
+    test = log.recall["split"] == "test"
+    shown, clicked = (log.recall[f"{kind}_item_ids"] for kind in ("impressed", "clicked"))
+    parts = zip(shown, clicked, test, strict=True)
+    turned = Ragged.from_lists(
+        np.setdiff1d(row, found) if other else found for row, found, other in parts
+    )
+    score = log.relevance["score"].copy()
+    score[log.relevance["split"] == "test"] = 3
+    recall = log.recall | {"clicked_item_ids": turned}
+    other = replace(log, recall=recall, relevance=log.relevance | {"score": score})
+    (rows, words, histories), (rows_2, words_2, histories_2) = (
+        learnt(chapter, monkeypatch, recall_task(of, 1.0, 0), of) for of in (log, other)
+    )
+    assert len(rows) == 4  # recall, ranking, and twice for relevance, which learns words first
+    assert rows == rows_2
+    assert words == words_2
+    assert np.array_equal(histories[~test], histories_2[~test])
+    assert not np.array_equal(histories[test], histories_2[test])  # a later request may look back
+
+
+def test_tally_counts_in_the_order_of_the_known_ids_and_ignores_others(chapter):
+    counts = chapter.tally(np.array([7, 5, 7, 99]), np.array([5, 6, 7]))
+    assert counts.tolist() == [1, 0, 2]
+
+
+def small_log():
+    """Eleven requests of five users; every third query string is the same."""
+    asked = [  # user, impressed, clicked, purchased, split
+        (1, [10, 11, 12], [10, 11], [], "train"),
+        (1, [10, 11, 14], [11, 10], [10], "train"),
+        (2, [10, 13], [10], [], "train"),
+        (2, [11, 15], [], [11], "test"),
+        (3, [12, 10], [12], [], "train"),
+        (3, [14, 11], [14], [], "train"),
+        (4, [14, 10], [14], [], "train"),
+        (4, [10, 14, 13], [10], [], "train"),
+        (4, [11, 12], [11], [], "test"),
+        (1, [10, 11], [], [15], "test"),
+        (5, [13], [], [], "train"),
+    ]
+    user, impressed, clicked, purchased, split = zip(*asked, strict=True)
+    recall = {
+        "user_id": np.array(user),
+        "impressed_item_ids": Ragged.from_lists(impressed),
+        "clicked_item_ids": Ragged.from_lists(clicked),
+        "purchased_item_ids": Ragged.from_lists(purchased),
+        "time_index": np.arange(len(asked)),
+        "query": np.array([f"{'Qq'[n % 2]}uery {n % 3}" for n in range(len(asked))], object),
+        "split": np.array(split, object),
+    }
+    items = {"item_id": np.array([15, 10, 14, 11, 13, 12])}
+    return KuaiSearch({"user_id": np.array([5, 4, 3, 2, 1])}, items, recall)
+
+
+def test_the_portrait_of_a_small_log(chapter):
+    facts = chapter.portrait(small_log(), 0)
+    assert (facts["products"], facts["users"], facts["requests"]) == (6, 5, 11)
+    assert (facts["distinct queries"], facts["test requests"]) == (3, 3)  # case is no difference
+    # without history: the first request of each of the five users
+    assert facts["requests of users without history"] == pytest.approx(5 / 11)
+    assert facts["clicks an impression (CTR)"] == pytest.approx(10 / 24)
+    assert facts["products shown at most 5 times in training"] == pytest.approx(5 / 6)
+    assert facts["test positives never shown in training"] == pytest.approx(1 / 3)  # 15
+    # requests a user 3, 3, 2, 2, 1: the mean difference of two users over twice the mean
+    assert facts["Gini, requests a user"] == pytest.approx(20 / 25 / (2 * 2.2))
+    assert np.isnan(facts["exponent, requests a user"])
+
+
+def test_four_counts_in_the_order_of_their_tables(chapter):
+    counts = chapter.tallies(small_log())
+    assert counts["impressions a product"].tolist() == [1, 7, 4, 6, 3, 3]
+    assert counts["clicks a product"].tolist() == [0, 4, 2, 3, 0, 1]
+    assert counts["requests a user"].tolist() == [1, 3, 2, 2, 3]
+    assert sorted(counts["requests a query"]) == [3, 4, 4]
+
+
+def test_an_empty_log_and_a_tail_of_too_few_are_said_not_raised(chapter):
+    empty = core_filter(small_log(), 50)
+    assert chapter.portrait(empty, 0)["requests"] == 0
+    assert chapter.tail_row(None, None) == {"from": "too few"}
+
+
+@pytest.mark.parametrize(
+    ("p", "z", "said"),
+    [(0.02, 3, ("rejected", "power law")), (0.3, 0, ("not rejected", "cannot tell")),
+     (0.1, -3, ("not rejected", "log-normal"))],
+)  # fmt: skip
+def test_a_tail_in_words(chapter, p, z, said):
+    fit = chapter.TailFit(7, 0.25, 2.5, 0.1, 1.4, p, z)
+    row = chapter.tail_row(fit, replace(fit, p=0.0))
+    assert tuple(row[name].split(", ")[1] for name in ("p", "Vuong's z")) == said
+    assert (row["from"], row["in the tail"], row["exponent"]) == ("7", "25.0%", "2.50 ± 0.10")
+    assert (row["by line"], row["p of all counts"]) == ("1.40", "0.00")
 
 
 def test_shuffled_clicks_teach_nothing_and_clicks_do(chapter):
@@ -134,8 +279,8 @@ def test_full_builds_on_the_meta_device_and_its_trainer_starts(chapter):
 def test_the_chapter_reads_files_in_the_true_schema(chapter, tmp_path, monkeypatch):
     put(tmp_path, rows())
     monkeypatch.setattr(chapter, "schema_only", False, raising=False)
-    log, truth = chapter.open_log(chapter.RecallSettings.of("full"), 0, str(tmp_path), -1.0)
-    task = chapter.as_collection(log, 1.0, 0)
+    log, truth = chapter.open_log("full", 0, str(tmp_path), {})
+    task = recall_task(log, 1.0, 0)
     assert truth is None
     assert len(task.titles) == len(log.items["item_id"])
     assert len(task.queries) == (task.positives.lengths > 0).sum() > 0
@@ -175,9 +320,6 @@ def test_full_trains_its_query_writer_on_a_tiny_checkpoint(chapter, tmp_path):
 @pytest.mark.slow
 def test_a_folder_of_files_runs_through_the_whole_chapter(tmp_path, monkeypatch):
     """Written by the simulator, read back as a user's folder: every arm runs, nothing is known."""
-    from minisearch.worlds.shop import make_shop
-    from minisearch.worlds.shop_catalogue import ShopConfig
-
     make_shop(ShopConfig.of("smoke"), 7)[0].write(tmp_path / "files")
     monkeypatch.setenv("MINISEARCH_BUILD", str(tmp_path / "build"))
     cell = runs.page_cell(CHAPTER, profile="smoke", data=str(tmp_path / "files"))

@@ -223,6 +223,25 @@ def test_a_log_names_metrics_once_and_keeps_their_order_and_digits(tmp_path: Pat
     assert file.read_bytes() == before
 
 
+def test_cells_that_saw_the_same_queries_share_them_in_the_file(gathered, tmp_path: Path):
+    few, record = 2000, next(iter(gathered[1].records.values()))
+    queries = {"query_row": np.arange(few, dtype="int32"), "cluster": np.arange(few) // 3}
+    rng, frames = np.random.default_rng(0), []
+    for n in range(20):
+        scores = {"recall@50": rng.integers(0, 2, few).astype("float32")}
+        frames.append(pandas.DataFrame({"cell": f"a{n}", **queries, **scores}))
+    other = {"query_row": np.arange(7, dtype="int32"), "auc": np.linspace(0, 1, 7, dtype="float32")}
+    frames.append(pandas.DataFrame({"cell": "b", **other}))  # of another task, without clusters
+    log = logs.Logs({"a": record}, pandas.concat(frames, ignore_index=True))
+    logs.write_logs(log, tmp_path, "02_example")
+    back = logs.read_logs(tmp_path, "02_example")
+    pandas.testing.assert_frame_equal(back.rows, log.rows)
+    assert set(back.by_cell["b"]) == {"cell", "query_row", "auc"}
+    assert back.by_cell["a3"]["cluster"].tolist() == queries["cluster"].tolist()
+    stored = pandas.read_parquet(tmp_path / "02_example.parquet")
+    assert (stored["query_row"] >= 0).sum() == few + 7
+
+
 def test_cells_that_are_not_run_again_stay_in_the_log(gathered, root: Path):
     card, before = gathered
     shutil.rmtree(root)
@@ -375,9 +394,8 @@ def test_a_precondition_and_a_rival_may_bear_on_one_claim(gathered, card_file: P
     assert told["one_is_enough"] == "PRECONDITION-NOT-MET"
     assert told["dense_beats_keywords"] == "SUPPORTED"
     assert card.rivalled("shuffled").baseline == "two_towers"
-    primary, secondary = (
-        next(c for c in showing.to_json(card)["claims"] if c["primary"] is which) for which in (True, False)
-    )
+    shown = {claim["primary"]: claim for claim in showing.to_json(card)["claims"]}
+    primary, secondary = shown[True], shown[False]
     assert (primary["preconditions"], primary["refuters"]) == ([], [])
     assert len(secondary["preconditions"]) == 1
 
