@@ -2199,8 +2199,10 @@ def smooth(steps: np.ndarray, values: np.ndarray, width: int = 20):
 
 def loss_panel(ax, names: list[str], blind: float, title: str) -> None:
     """The training curves of some arms, and what a blind guess costs."""
-    for name in [name for name in names if name in HISTORIES]:
-        ax.plot(*smooth(*HISTORIES[name].column("loss")), label=name.replace("_", " "))
+    for name in names:
+        if name in HISTORIES and HISTORIES[name].rows:
+            curve = smooth(*HISTORIES[name].column("loss"))
+            ax.plot(*curve, label=name.replace("_", " "))
     ax.axhline(blind, ls=":", lw=1.2, color="0.4")
     ax.set(xlabel="optimiser step", ylabel="loss (nats)", title=title)
     ax.legend()

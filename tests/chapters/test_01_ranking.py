@@ -117,6 +117,30 @@ def test_a_linear_model_and_shuffled_labels_learn_nothing_of_it(chapter, opposit
     assert abs(roc_auc_score(opposites.label[~opposites.training], chance) - 0.5) < 0.1
 
 
+@pytest.mark.parametrize("cross", ["vector", "matrix"])
+def test_cross_layers_alone_learn_what_no_sum_can_say(chapter, opposites, monkeypatch, cross):
+    monkeypatch.setitem(chapter.CLICK_MODELS, "alone", {"cross": cross, "deep": False})
+    settings = settings_of(chapter, learning_rate=2e-2)
+    model = chapter.train_clicks("alone", opposites, settings, 0)
+    assert auc_of(chapter, model, opposites) > 0.95
+
+
+def test_cross_layers_are_the_formula(chapter):
+    torch.manual_seed(0)
+    start = torch.randn(64, 5)
+    for matrix in (False, True):
+        layers, x = chapter.CrossLayers(5, 3, matrix), start
+        for number, weight in enumerate(layers.weights):
+            w = weight.weight  # (1, 5), or (5, 5)
+            if matrix:
+                x = x + start * (x @ w.T + weight.bias)
+            else:  # and a batch norm, as in the release
+                x = x + start * (x @ w[0])[:, None] + layers.biases[number]
+                x = (x - x.mean(dim=0)) / (x.var(dim=0, unbiased=False) + 1e-5).sqrt()
+        assert number == 2
+        torch.testing.assert_close(layers(start), x)
+
+
 def test_only_attention_to_the_target_finds_it_in_the_history(chapter, market):
     """The only difference of the two models is how the history is pooled."""
     rng = np.random.default_rng(2)
