@@ -2244,7 +2244,7 @@ pages.score_table(
 # bucket. Read it for the rows where the order turns: there the encoder has learnt something that
 # copying queries onto documents cannot give, or has failed to keep what copying gives for free.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "R@50 by bucket on this page's run: strong lexical arm against the shared encoder. Each line joins the two arms on the same requests; where the encoder's square is on the right, it found more.", "name": "fig-01-buckets"}, "image": {"alt": "Dot plot of recall at 50 by bucket of query type, query seen or new, user history and product exposure, for BM25 with clicked queries and the shared dual encoder."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "R@50 by bucket on this page's run: strong lexical arm against the shared encoder. Each line joins the two arms on the same requests; where the encoder's dot is on the right, it found more.", "name": "fig-01-buckets"}, "image": {"alt": "Dot plot of recall at 50 by bucket of query type, query seen or new, user history and product exposure, for BM25 with clicked queries and the shared dual encoder."}}
 PAIR = ("bm25_clicks", "dense_shared")
 if fig := pages.bucket_plot(
     record.metrics, PAIR, "recall@50", "R@50 (share of positives found)"
@@ -2396,8 +2396,9 @@ seed_spread(
 #   finds hardly anything that is new. That is what an average over well-known products hides. In ranking,
 #   the model of numbers knows too little to lose anything, and the precondition says so.
 # * *Histories.* At the share of future items that was counted in the real files, the leak cannot be seen in
-#   the score; a history with the request's own clicks can be seen from afar. A leak that does not show is no
-#   licence: what is measured is then a little wrong in an unknown direction.
+#   the score, and even a history wholly from later requests moves it little, because people here seldom ask
+#   again for what they clicked. A history with the request's own clicks can be seen from afar. A leak that
+#   does not show is no licence: what is measured is then a little wrong, by an amount that depends on the shop.
 
 # %% [markdown]
 # And by bucket, again over the grid. Two kinds of requests decide how the comparison of *recall* comes
