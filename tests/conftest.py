@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,12 @@ def write_chapter(project: Path) -> WriteChapter:
         return path
 
     return write
+
+
+@pytest.fixture
+def card_file(project: Path) -> Path:
+    """The example card, as that of the tiny project's chapter."""
+    path = project / "book" / "cards" / "01_tiny.yaml"
+    path.parent.mkdir(parents=True)
+    shutil.copy(Path(__file__).parent / "unit" / "example_card.yaml", path)
+    return path

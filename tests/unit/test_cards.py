@@ -27,15 +27,6 @@ QUALITY = {"bm25": 0.5, "dense": 0.6, "two_towers": 0.6, "shuffled": 0.3}
 EXAMPLE = Path(__file__).with_name("example_card.yaml")
 
 
-@pytest.fixture
-def card_file(project: Path) -> Path:
-    """The example card in the tiny project."""
-    path = project / "book" / "cards" / f"{CHAPTER}.yaml"
-    path.parent.mkdir(parents=True)
-    shutil.copy(EXAMPLE, path)
-    return path
-
-
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> Card:
     """Change a card's file and read it again."""
     content = yaml.safe_load(path.read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -40,14 +39,6 @@ def record(arm: str, world: int, seed: int, **settings: float) -> logs.Record:
             numbers.pop(f"{arm}/recall@50/few")  # an empty bucket of one world
     cell = Cell(CHAPTER, "toy", arm, world, 0, seed, tuple(settings.items()))
     return logs.Record(cell, numbers, *FACTS)
-
-
-@pytest.fixture
-def card_file(project: Path) -> Path:
-    path = project / "book" / "cards" / f"{CHAPTER}.yaml"
-    path.parent.mkdir(parents=True)
-    shutil.copy(EXAMPLE, path)
-    return path
 
 
 @pytest.fixture
