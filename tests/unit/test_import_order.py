@@ -15,7 +15,8 @@ import minisearch
 
 PACKAGE = Path(minisearch.__file__).parent
 ORDER = [
-    "errors", "storage", "profiles", "records", "metrics", "stats", "tails", "plots", "text",
+    "errors", "storage", "profiles", "records", "metrics", "stats", "curves", "tails",
+    "plots", "text",
     "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.shop_statistics", "worlds.market", "worlds.wiki", "worlds.icons",

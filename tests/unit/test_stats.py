@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from minisearch import stats
+from minisearch import curves, stats
 from minisearch.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -248,14 +248,14 @@ def test_interquartile_mean_is_scipys_trimmed_mean():
     for count in (4, 5, 7, 20):
         values = RNG.normal(size=(count, 3))
         expected = scipy.stats.trim_mean(values, 0.25)
-        assert stats.interquartile_mean(values) == pytest.approx(expected)
+        assert curves.interquartile_mean(values) == pytest.approx(expected)
 
 
 def test_learning_curve_ignores_one_collapsed_run_and_keeps_its_order():
     steps = np.linspace(0, 1, 11)
     worlds = [steps + 0.05 * RNG.normal(size=(8, 1)) for _ in range(2)]
     worlds[0][0] = -50.0
-    estimate, low, high = stats.interquartile_mean_curve(worlds, samples=500)
+    estimate, low, high = curves.interquartile_mean_curve(worlds, samples=500)
     assert estimate == pytest.approx(steps, abs=0.06)
     assert (low <= estimate).all()
     assert (estimate <= high).all()
@@ -264,7 +264,7 @@ def test_learning_curve_ignores_one_collapsed_run_and_keeps_its_order():
 
 def test_area_under_curve_is_a_mean_height():
     rollouts = np.array([0.0, 1.0, 4.0])
-    assert stats.area_under_curve(rollouts, np.array([[2.0, 2, 2], [0, 1, 4]])) == pytest.approx(
+    assert curves.area_under_curve(rollouts, np.array([[2.0, 2, 2], [0, 1, 4]])) == pytest.approx(
         [2, 2]
     )
 
