@@ -17,12 +17,13 @@ PACKAGE = Path(minisearch.__file__).parent
 ORDER = [
     "errors", "storage", "profiles", "records", "metrics", "stats", "curves", "tails",
     "plots", "text",
-    "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons", "tasks",
+    "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons",
+    "data.qa", "data.factbook", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.shop_statistics", "worlds.market", "worlds.wiki", "worlds.icons",
-    "index", "identifiers", "objectives", "lit",
+    "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
-    "agents", "agents.trajectory", "agents.rollout", "agents.rewards", "agents.grpo",
+    "agents", "agents.protocol", "agents.demonstrator", "agents.trajectory", "agents.rollout", "agents.rewards", "agents.grpo",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
