@@ -1,0 +1,1 @@
+"""Search agents: how a model and a search engine talk, who shows it, and what comes of it."""
