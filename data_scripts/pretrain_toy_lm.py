@@ -1,12 +1,11 @@
-"""Pre-train, measure and ship the toy language models of the agent chapters.
+"""Pre-train the toy language models of the agent chapters, and ship them with the package.
 
-    python data_scripts/pretrain_toy_lm.py train 0      # about 45 minutes of one CPU core
-    python data_scripts/pretrain_toy_lm.py train 1
-    python data_scripts/pretrain_toy_lm.py measure 0    # preconditions, into the model card
-    python data_scripts/pretrain_toy_lm.py measure 1
+    python data_scripts/pretrain_toy_lm.py 0      # about 45 minutes of one CPU core
+    python data_scripts/pretrain_toy_lm.py 1
 
-Training can be killed at any time; the same command goes on from the last state it kept, with the
-same batches in the same order. Everything follows from the init_seed.
+`measure_toy_lm.py` then measures what they can do and writes their model cards. Training can be
+killed at any time; the same command goes on from the last state it kept, with the same batches in
+the same order. Everything follows from the init_seed.
 """
 
 from __future__ import annotations
@@ -37,18 +36,9 @@ from minisearch.models.lm import ASSETS, TOY_MODELS, new_toy_lm, toy_config
 from minisearch.profiles import derive_seed, use_threads
 from minisearch.retriever import BM25Retriever
 from minisearch.storage import atomic_directory, build_dir
-from minisearch.worlds.wiki import (
-    DISTRACTIONS,
-    KNOWING_SEEDS,
-    QUESTION_FORMS,
-    RELATIONS,
-    ROLES,
-    Wiki,
-    WikiConfig,
-    name_parts,
-)
+from minisearch.worlds.wiki import KNOWING_SEEDS, ROLES, Wiki, WikiConfig, name_parts
+from minisearch.worlds.wiki_relations import DISTRACTIONS, QUESTION_FORMS, RELATIONS
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 MARKS = ("<pad>", "<end>", "<unk>", "<user>", "<assistant>")
 CHAT = (
     "{% for m in messages %}"
@@ -306,7 +296,6 @@ def ship(trainer: Trainer, folder: Path) -> None:
         (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
 
 
-@app.command()
 def train(
     init_seed: Annotated[int, typer.Argument(help="0 or 1, the two shipped models.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = Recipe.steps,
@@ -324,4 +313,4 @@ def train(
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(train)

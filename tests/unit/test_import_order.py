@@ -20,10 +20,11 @@ ORDER = [
     "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons",
     "data.qa", "data.factbook", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
-    "worlds.stored", "worlds.shop_statistics", "worlds.market", "worlds.wiki", "worlds.icons",
+    "worlds.stored", "worlds.shop_statistics", "worlds.market", "worlds.wiki_relations", "worlds.wiki", "worlds.icons",
     "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
-    "agents", "agents.protocol", "agents.demonstrator", "agents.trajectory", "agents.rollout", "agents.rewards", "agents.grpo",
+    "agents", "agents.protocol", "agents.rewards", "agents.trajectory", "agents.rollout",
+    "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.report", "agents.grpo",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,12 @@ from minisearch.agents.protocol import (
     Piece,
     attempts_block,
     plan_block,
+    plan_of,
     reference_block,
 )
 from minisearch.data.qa import Question
-from minisearch.worlds.wiki import Fact, Wiki, ask
+from minisearch.worlds.wiki import Fact, Wiki
+from minisearch.worlds.wiki_relations import ask
 
 Row = list[tuple[str, bool]]
 END = "<end>"
@@ -148,7 +151,7 @@ class Curriculum:
             others = [self.world.corpus[i] for i in rows]
             pieces[-1] = Piece("information", TOY.render(others))
         row += [(str(piece), False) for piece in pieces]
-        return row + learned([Piece("answer", question["golden_answers"][0])])
+        return row + given_answer(question["golden_answers"][0])
 
     def lookup(self) -> Row:
         """Passages, then questions about facts they state."""
@@ -175,41 +178,45 @@ class Curriculum:
 
     def memory(self) -> Row:
         """Eight known facts as passages, in any wording."""
-        known = sorted(self.world.known, key=lambda fact: (fact.noun, fact.subject))
-        chosen = [known[i] for i in self.rng.choice(len(known), 8, replace=False)]
+        chosen = [self._known[i] for i in self.rng.choice(len(self._known), 8, replace=False)]
         text = " ".join(f"( {f.subject} ) {f.sentence(int(self.rng.integers(3)))}" for f in chosen)
         return [(text, True), (END, True)]
 
     def recitals(self, multi_hop: bool) -> Row:
         """Six questions about known facts, or chains of them, answered from memory."""
-        known = sorted(self.world.known, key=lambda fact: (fact.noun, fact.subject))
         row: Row = []
-        while len(row) < 18:
-            facts = [known[self.rng.integers(len(known))]]
-            if multi_hop and self.rng.random() < 0.5:
-                facts = self.world.random_chain(int(self.rng.integers(2, 4)), self.rng)
-                if not facts or not set(facts) <= self.world.known:
-                    continue
+        for _ in range(6):
+            facts = self._known_chain(int(self.rng.choice([1, 1, 2, 3])) if multi_hop else 1)
             question = self.world.question(facts, 0, int(self.rng.integers(3)))
             row += recital(self.prompt(question["question"]), facts[-1].object)
         return row
 
+    def _known_chain(self, length: int) -> list[Fact]:
+        """Known facts in a chain, shorter where no such chain is found soon."""
+        for _ in range(20 if length > 1 else 0):
+            facts = self.world.random_chain(length, self.rng)
+            if facts and set(facts) <= self.world.known:
+                return facts
+        return [self._known[self.rng.integers(len(self._known))]]
+
+    @cached_property
+    def _known(self) -> list[Fact]:
+        return sorted(self.world.known, key=lambda fact: (fact.noun, fact.subject))
+
 
 def recital(prompt: str, answer: str) -> Row:
     """A question and its answer at once, nothing in between."""
-    return [(prompt, False), *learned([Piece("answer", answer)])]
+    return [(prompt, False), *given_answer(answer)]
+
+
+def given_answer(answer: str) -> Row:
+    """An answer whose opening tag is given: when to answer is for trajectories alone to teach."""
+    return [("<answer>", False), (f"{answer} </answer> {END}", True)]
 
 
 def learned(pieces: Sequence[Piece]) -> Row:
     """The pieces of one turn: everything but the passages is to be predicted, and the end."""
     return [*((str(p), p.kind != "information") for p in pieces), (END, True)]
-
-
-def plan_of(question: Question) -> list[str]:
-    """The sub-questions of a question of the invented encyclopedia, in order."""
-    entities = [question["metadata"]["entity"], "#1", "#2"]
-    nouns = question["metadata"]["relations"]
-    return [f"{noun} of {entity}" for noun, entity in zip(nouns, entities, strict=False)]
 
 
 def remembering(habits: Habits) -> Habits:

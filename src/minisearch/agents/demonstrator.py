@@ -15,7 +15,8 @@ import numpy as np
 from minisearch.agents.protocol import Attempt, Piece, Protocol
 from minisearch.data.qa import Document, Question, body_of
 from minisearch.retriever import Retriever
-from minisearch.worlds.wiki import BY_NOUN, Fact, Wiki
+from minisearch.worlds.wiki import Fact, Wiki
+from minisearch.worlds.wiki_relations import BY_NOUN
 
 UNKNOWN = "unknown"
 Search = Callable[[str], list[Document]]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from minisearch.data.qa import Document, body_of, title_of
+from minisearch.data.qa import Document, Question, body_of, title_of
 
 TAGS = ("think", "search", "information", "answer", "plan", "refine", "attempts", "reference")
 
@@ -91,6 +91,13 @@ def protocol_of(tokenizer: Any) -> Protocol:
 def plan_block(steps: Sequence[str]) -> Piece:
     """Sub-questions in their order; `#1` stands for the answer of the first."""
     return Piece("plan", " ; ".join(steps))
+
+
+def plan_of(question: Question) -> list[str]:
+    """The sub-questions of a question of the invented encyclopedia, in order."""
+    entities = [question["metadata"]["entity"], "#1", "#2"]
+    nouns = question["metadata"]["relations"]
+    return [f"{noun} of {entity}" for noun, entity in zip(nouns, entities, strict=False)]
 
 
 def attempts_block(attempts: Sequence[Attempt]) -> Piece:

@@ -1,6 +1,6 @@
 """Letting a model think, search and answer: batched generation with a search engine in the loop.
 
-Every row keeps the token ids and log-probabilities as they were sampled; nothing is tokenised twice.
+Every row keeps its token ids and log-probabilities as sampled; nothing is tokenised twice.
 Within a turn the keys and values of past tokens are cached, and rows that are done leave the batch.
 """
 

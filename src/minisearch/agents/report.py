@@ -1,0 +1,203 @@
+"""What the shipped toy models can do, as tables and coloured attempts: for cards and pages.
+
+Everything is read from the files that stand beside each model's weights.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minisearch.models.lm import ASSETS, TOY_MODELS
+
+_PIECE = re.compile(r"<(\w+)>(.*?)</\1>", re.S)
+HOPS = ("all", "1-hop", "2-hop", "3-hop")
+Value = list[float]  # mean, low, high, number of questions
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """Something that the methods need of a model before they can be tested with it.
+
+    Args:
+        text: what is needed.
+        path: where the measured value stands.
+        wanted: the condition in words.
+        met: the condition on (mean, low, high).
+    """
+
+    text: str
+    path: tuple[str, ...]
+    wanted: str
+    met: Callable[[float, float, float], bool]
+
+
+def _between(low: float, high: float) -> tuple[str, Callable[[float, float, float], bool]]:
+    return f"{low:.2f} to {high:.2f}", lambda mean, _low, _high: low <= mean <= high
+
+
+def _above(bound: float) -> tuple[str, Callable[[float, float, float], bool]]:
+    return f"whole interval above {bound:.2f}", lambda _mean, low, _high: low > bound
+
+
+def _below(bound: float) -> tuple[str, Callable[[float, float, float], bool]]:
+    return f"whole interval below {bound:.2f}", lambda _mean, _low, high: high < bound
+
+
+# fmt: off
+PRECONDITIONS = tuple(
+    Precondition(text, path, *rule)
+    for text, path, rule in (
+        *((f"EM without help, {kind} worlds, {how}", ("policy", kind, how, "exact match", "all"),
+           _between(0.15, 0.40)) for kind in ("blank", "knowing") for how in ("T=1", "greedy")),
+        *((f"well-formed attempts, {kind} worlds, {how}", ("policy", kind, how, "well formed"),
+           _above(0.95)) for kind in ("blank", "knowing") for how in ("T=1", "greedy")),
+        *((f"EM gained by {name}, {how}", ("hints", "blank", how, f"gain: {name}"), _above(0.20))
+          for name in ("one right sibling", "a right sibling as reference")
+          for how in ("T=1", "greedy")),
+        ("EM without a search, knowing worlds, greedy",
+         ("closed book", "knowing", "greedy", "all"), _between(0.10, 0.25)),
+        ("EM without a search, blank worlds, greedy",
+         ("closed book", "blank", "greedy", "all"), _below(0.05)),
+        *((f"gold answer's gain when the passage is found, {hop}, {kind} worlds",
+           ("evidence", kind, hop, "found, gain"), _above(0.0))
+          for kind in ("blank", "knowing") for hop in ("all", "last hop", "bridge hop")),
+        *((f"ROC-AUC of that gain, {hop}, {kind} worlds",
+           ("evidence", kind, hop, "AUC of the gain"), _above(0.5))
+          for kind in ("blank", "knowing") for hop in ("all", "last hop", "bridge hop")),
+        ("perplexity of shuffled passages over that of passages",
+         ("perplexity", "shuffled over in order"), _above(1.0)),
+        ("share of attempts that write a plan, T=1",
+         ("policy", "blank", "T=1", "writes a plan"), _below(0.01)),
+    )
+)
+# fmt: on
+
+
+def measured(name: str) -> Any:
+    """Every probe's values for one of `TOY_MODELS`."""
+    return _read(name, "measured.json")
+
+
+def training(name: str) -> Any:
+    """How one of `TOY_MODELS` was trained."""
+    return _read(name, "training.json")
+
+
+def _read(name: str, file: str) -> Any:
+    path = ASSETS / f"toy_lm_{name.rpartition('-')[2]}" / file
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def shown(value: Value) -> str:
+    """Mean and interval, as in `.312 [.284, .341]`; a dash where nothing was measured."""
+    if not value[3]:
+        return "–"
+    mean, low, high = (f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}" for v in value[:3])
+    return f"{mean} [{low}, {high}]"
+
+
+def _at(values: dict[str, Any], path: tuple[str, ...]) -> Value:
+    for key in path:
+        values = values[key]
+    return values  # type: ignore[return-value]
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def preconditions_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Each precondition, each model's value, and whether it is met."""
+    rows = []
+    for condition in PRECONDITIONS:
+        cells = []
+        for values in results.values():
+            value = _at(values, condition.path)
+            met = condition.met(value[0], value[1], value[2])
+            cells.append(f"{shown(value)} {'met' if met else '**not met**'}")
+        rows.append((condition.text, condition.wanted, *cells))
+    return table(("precondition", "wanted", *results), rows)
+
+
+def hops_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Exact match by hops: searching, and answering at once."""
+    rows = []
+    for model, values in results.items():
+        for kind in ("blank", "knowing"):
+            for how in ("T=1", "greedy"):
+                found = values["policy"][kind][how]["exact match"]
+                cells = (shown(found[hop]) for hop in HOPS)
+                rows.append((f"{model}, {kind}, {how}", *cells))
+            found = values["closed book"][kind]["greedy"]
+            rows.append((f"{model}, {kind}, no search", *(shown(found[hop]) for hop in HOPS)))
+    return table(("model, worlds", *HOPS), rows)
+
+
+def hints_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Exact match with each privileged block in the prompt."""
+    first = next(iter(results.values()))["hints"]["blank"]["T=1"]
+    kinds = [name for name in first if not name.startswith("gain")]
+    columns = [(m, how) for m in results for how in ("T=1", "greedy")]
+    rows = [
+        (kind, *(shown(results[m]["hints"]["blank"][how][kind]) for m, how in columns))
+        for kind in kinds
+    ]
+    return table(("in the prompt", *(f"{m}, {how}" for m, how in columns)), rows)
+
+
+def evidence_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """The gold answer's gain by what a search brought, and how well it detects that."""
+    columns = ("found, gain", "not found, gain", "AUC of the gain", "AUC of the next thought")
+    rows = [
+        (f"{model}, {kind}, {case}", *(shown(found[column]) for column in columns))
+        for model, values in results.items()
+        for kind in ("blank", "knowing")
+        for case, found in values["evidence"][kind].items()
+    ]
+    return table(("searches", *columns), rows)
+
+
+def ceiling_markdown(results: dict[str, dict[str, Any]]) -> str:
+    """Share of hops whose passage a query finds, by its words and the number of passages."""
+    ceilings = next(iter(results.values()))["retrieval"]
+    rows = [
+        (query, *(shown(ceilings[topk][query]) for topk in ceilings))
+        for query in next(iter(ceilings.values()))
+    ]
+    return table(("the query", *(f"first {topk}" for topk in ceilings)), rows)
+
+
+def all_measured() -> dict[str, dict[str, Any]]:
+    """What was measured of every shipped model, by name."""
+    return {name: measured(name) for name in TOY_MODELS}
+
+
+def attempt_html(text: str) -> str:
+    """An attempt with each tagged piece in a colour and under a name of its own.
+
+    Shape: the text after the prompt -> HTML whose pieces have the class `ms-piece ms-<tag>`.
+    """
+    parts = [
+        f'<div class="ms-piece ms-{kind}"><b>{kind}</b> {html.escape(inner.strip())}</div>'
+        for kind, inner in _PIECE.findall(text)
+    ]
+    return f'<div class="ms-attempt">{"".join(parts)}</div>'
+
+
+def samples_html(name: str) -> str:
+    """The sample attempts kept beside a model, as HTML."""
+    rows = []
+    for sample in _read(name, "samples.json"):
+        verdict = "right" if sample["correct"] else f"wrong; right is {sample['golden_answer']}"
+        rows.append(
+            f"<p><b>{html.escape(sample['title'])}.</b> {html.escape(sample['question'])} "
+            f"<i>({html.escape(verdict)})</i></p>{attempt_html(sample['text'])}"
+        )
+    return "\n".join(rows)
