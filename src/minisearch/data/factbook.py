@@ -44,8 +44,8 @@ _NAMED = {  # where the conventional short form is not the name to use
     "dr": "Dominican Republic", "ee": "European Union", "um": "US Pacific Islands", "xx": "World",
 }  # fmt: skip
 _ARTICLE = re.compile(
-    r"(The|Isle|Holy|West Bank|Gaza|Federated|Republic|Democratic|British V|Virgin)\b"
-    r"|.*\b(Islands|Republic|Emirates|States|Kingdom|Netherlands|Philippines|Maldives|Comoros)$"
+    r"(The|Isle|Holy|West Bank|Gaza|Federated|Republic|Democratic|British|Virgin)\b|(?!Heard|South G)"
+    r".*\b(Islands|Lands|Republic|Emirates|States|Kingdom|Netherlands|Philippines|Maldives|Comoros)$"
 )
 _OFFICES = re.compile(
     r"(?:(?:Acting|Interim|Transition(?:al)?|Caretaker|Supreme Leader|and|President|Prime Minister"
