@@ -44,7 +44,7 @@ _NAMED = {  # where the conventional short form is not the name to use
     "dr": "Dominican Republic", "ee": "European Union", "um": "US Pacific Islands", "xx": "World",
 }  # fmt: skip
 _ARTICLE = re.compile(
-    r"(The|Isle|Holy|West Bank|Gaza|Federated|Republic|Democratic|British|Virgin)\b|(?!Heard|South G)"
+    r"(The|Isle|Holy|West|Gaza|Federated|Republic|Democratic|British|Virgin)\b|(?!Heard|South G)"
     r".*\b(Islands|Lands|Republic|Emirates|States|Kingdom|Netherlands|Philippines|Maldives|Comoros)$"
 )
 _OFFICES = re.compile(
