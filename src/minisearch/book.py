@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 PUBLISHED_BRANCH = "gh-pages"  # where the built site is pushed; Colab opens notebooks from there
 _HIDDEN = re.compile(r"^[ \t]*### BEGIN HIDDEN TESTS.*?### END HIDDEN TESTS[^\n]*\n?", re.S | re.M)
 _MARKER = re.compile(r"^[ \t]*### (BEGIN|END) [A-Z ]+\n?", re.M)
-_GENERATED = re.compile(r"^% generated: (\w+)[^\n]*$", re.M)
+_GENERATED = re.compile(r"^% generated: (\w+)(?: (\w+))?[^\n]*$", re.M)
 
 
 # --- executed notebooks ---------------------------------------------------------------------
@@ -147,16 +147,28 @@ def scoreboard() -> str:
     return scoreboard_markdown()
 
 
+def toy(block: str) -> str:
+    """One block of the page on the agent chapters' toy world and models, as Markdown."""
+    from minisearch.agents.report import page_blocks
+
+    return page_blocks()[block]()
+
+
 GENERATED: dict[str, Callable[[], str]] = {"chapters": chapter_table, "scoreboard": scoreboard}
 
 
 # --- the Sphinx extension -------------------------------------------------------------------
 
 
+def _generated(match: re.Match[str]) -> str:
+    """The text for `% generated: NAME` or `% generated: toy BLOCK`."""
+    return toy(match[2]) if match[1] == "toy" else GENERATED[match[1]]()
+
+
 def _fill_generated(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace each `% generated: NAME` line of a page by what the code says today."""
     if docname.startswith("book/"):
-        source[0] = _GENERATED.sub(lambda match: GENERATED[match[1]](), source[0])
+        source[0] = _GENERATED.sub(_generated, source[0])
 
 
 def _publish_notebook(

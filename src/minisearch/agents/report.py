@@ -8,11 +8,14 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from minisearch.data.qa import body_of, title_of
 from minisearch.models.lm import ASSETS, TOY_MODELS
+from minisearch.worlds.wiki import Wiki, WikiConfig
 
 _PIECE = re.compile(r"<(\w+)>(.*?)</\1>", re.S)
 HOPS = ("all", "1-hop", "2-hop", "3-hop")
@@ -107,7 +110,7 @@ def _at(values: dict[str, Any], path: tuple[str, ...]) -> Value:
     return values  # type: ignore[return-value]
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -120,7 +123,7 @@ def preconditions_markdown(results: dict[str, dict[str, Any]]) -> str:
         cells = []
         for values in results.values():
             value = _at(values, condition.path)
-            met = condition.met(value[0], value[1], value[2])
+            met = value[3] > 0 and condition.met(value[0], value[1], value[2])
             cells.append(f"{shown(value)} {'met' if met else '**not met**'}")
         rows.append((condition.text, condition.wanted, *cells))
     return table(("precondition", "wanted", *results), rows)
@@ -174,9 +177,53 @@ def ceiling_markdown(results: dict[str, dict[str, Any]]) -> str:
     return table(("the query", *(f"first {topk}" for topk in ceilings)), rows)
 
 
-def all_measured() -> dict[str, dict[str, Any]]:
-    """What was measured of every shipped model, by name."""
-    return {name: measured(name) for name in TOY_MODELS}
+def passages_markdown() -> str:
+    """The passages of one development world that speak of one person, and what they state."""
+    world = Wiki(WikiConfig(), 100)
+    name = world.entities["person"][0]
+    stated = {document: fact for fact, ids in world.gold_ids.items() for document in ids}
+    rows = []
+    for document in world.corpus:
+        if name in document["contents"]:
+            fact = stated.get(document["id"])
+            said = f"{fact.noun} of {fact.subject}" if fact else "nothing that is ever asked"
+            rows.append((f"`{document['id']}`", title_of(document), body_of(document), said))
+    return table(("id", "title", "text", "states"), rows)
+
+
+def questions_markdown() -> str:
+    """One question of each number of hops, with its steps."""
+    rows = []
+    for question in Wiki(WikiConfig(), 100).questions(3):
+        hops = question["metadata"]["hops"]
+        steps = "; ".join(f"{hop['question']} *{hop['answer']}*" for hop in hops)
+        rows.append((str(len(hops)), question["question"], steps))
+    return table(("hops", "question", "its steps, with their answers"), rows)
+
+
+def training_markdown() -> str:
+    """How the shipped models were trained."""
+    keys = {"tokens": "tokens read", "cpu_seconds": "CPU-seconds, one thread", "loss": "last loss"}
+    made = {name: training(name) for name in TOY_MODELS}
+    rows = [(text, *(f"{made[name][key]:,}" for name in made)) for key, text in keys.items()]
+    size = (f"{measured(name)['parameters']:,}" for name in made)
+    return table(("", *made), [("parameters", *size), *rows])
+
+
+def page_blocks() -> dict[str, Callable[[], str]]:
+    """What the page on the toy world shows, by name."""
+    results = {name: measured(name) for name in TOY_MODELS}
+    tables = {
+        "preconditions": preconditions_markdown, "hops": hops_markdown, "hints": hints_markdown,
+        "evidence": evidence_markdown, "ceiling": ceiling_markdown,
+    }  # fmt: skip
+    return {
+        "passages": passages_markdown,
+        "questions": questions_markdown,
+        "training": training_markdown,
+        "samples": lambda: f"```{{raw}} html\n{samples_html(TOY_MODELS[0])}\n```",
+        **{name: partial(make, results) for name, make in tables.items()},
+    }
 
 
 def attempt_html(text: str) -> str:
