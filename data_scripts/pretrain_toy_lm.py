@@ -105,8 +105,12 @@ class Rows:
     """The training rows, chunk by chunk; a chunk has a world of its own that never comes back.
 
     Besides, each chunk recites facts of all knowing worlds. Only the two pre-training worlds among
-    them, and for beliefs those of training, ever appear in trajectories.
+    them, and for beliefs those of training, ever appear in trajectories. Reading comes first: a
+    model that cannot copy yet gains nothing from facts, so most of them come in later chunks.
     """
+
+    facts_from = 310  # the chunk from which each knowing world has `many` rows and not `few`
+    few, many = (1, 2), (2, 14)  # rows of passages, rows of questions
 
     def __init__(self, init_seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
         self.init_seed, self.tokenizer = init_seed, tokenizer
@@ -114,13 +118,15 @@ class Rows:
         self.knowing = [(world, remembered(BM25Retriever(world.corpus), 2)) for world in worlds]
 
     def chunk(self, number: int) -> list[Row]:
-        """About 280 rows."""
+        """About 280 rows, later about 400."""
         rng = np.random.default_rng(derive_seed(self.init_seed, "toy-lm", "rows", number))
         rows = list(self._blank(number, rng).rows(Mixture(), Habits()))
         told = [Curriculum(w, s, self.tokenizer, rng) for w, s in self.knowing]
+        passages, questions = self.many if number >= self.facts_from else self.few
         for one in told:
             shown = one.world.role in ("training", "pretraining")
-            rows += [one.memory(), one.recitals(shown), one.recitals(shown)]
+            rows += [one.memory() for _ in range(passages)]
+            rows += [one.recitals(shown) for _ in range(questions)]
         own = [one for one in told if one.world.role == "pretraining"]
         training = [one for one in told if one.world.role == "training"]
         habits = remembering(Habits())

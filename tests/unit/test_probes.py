@@ -77,7 +77,7 @@ def test_exact_match_is_counted_by_hops(exam):
 
 def test_attempts_come_back_in_the_order_of_the_questions(exam):
     only = np.array([1, 4, 7, 11])
-    done = exam.attempts(RolloutConfig(turn_tokens=2, searches=0), seed=0, only=only)
+    done = exam.attempts(RolloutConfig(turn_tokens=2, answer_at_once=True), seed=0, only=only)
     prompts = [exam.lm.encode(exam.prompt(int(n))) for n in only]
     assert [row.segments[0].ids for row in done] == prompts
 

@@ -126,7 +126,7 @@ def policy(exam: Exam, config: RolloutConfig, seed: int = 0) -> dict[str, Any]:
 
 def closed_book(exam: Exam, config: RolloutConfig, seed: int = 0) -> dict[str, Score]:
     """Exact match of the answer given at once, without a search, and where all facts are known."""
-    values = exam.correct(exam.attempts(replace(config, searches=0), seed))
+    values = exam.correct(exam.attempts(replace(config, answer_at_once=True), seed))
     known = np.array([all(q["metadata"]["known"]) for q in exam.questions])
     return {**exam.by_hops(values), "all facts known": Score.of(values[known])}
 

@@ -55,7 +55,8 @@ class RolloutConfig:
     """How far an attempt may go."""
 
     temperature: float = 1.0  # 0 takes the likeliest token
-    searches: int = 5  # at most; then the answer's tag is opened for the model
+    searches: int = 5  # at most; who asks for one more has the answer's tag opened instead
+    answer_at_once: bool = False  # the answer's tag is opened after the prompt
     topk: int = 2  # passages a search
     turn_tokens: int = 64  # at most, between two searches
     batch_size: int = 64
@@ -80,19 +81,27 @@ def rollout(
     for first in range(0, len(prompts), config.batch_size):
         batch = prompts[first : first + config.batch_size]
         rows = [Trajectory([Segment("prompt", lm.encode(prompt))]) for prompt in batch]
-        live = rows
-        for turn in range(config.searches + 1):
-            if turn == config.searches:
-                for row in live:
-                    row.segments.append(Segment("forced", lm.encode("<answer>")))
+        live = [] if config.answer_at_once else rows
+        for _ in range(config.searches):
             _generate(lm, live, config, generator)
             live = _observe(lm, retriever, protocol, live, config)
+        _generate(lm, live, config, generator)
+        unanswered = rows if config.answer_at_once else [r for r in live if _query(lm, r)]
+        for row in unanswered:
+            row.segments.append(Segment("forced", lm.encode("<answer>")))
+        _generate(lm, unanswered, config, generator)
         done += rows
     for row in done:
         row.text = lm.decode([i for s in row.segments[1:] for i in s.ids])
         row.answer = last_tagged(row.text, "answer")
     lm.model.train(was_training)
     return done
+
+
+def _query(lm: LanguageModel, row: Trajectory) -> str:
+    """What the last turn asks the search engine; "" where it asks nothing."""
+    text = lm.decode(row.segments[-1].ids).rstrip()
+    return last_tagged(text, "search") if text.endswith("</search>") else ""
 
 
 def _observe(
@@ -105,9 +114,8 @@ def _observe(
     """Answer the searches of this turn; the rows that go on."""
     asked = []
     for row in rows:
-        text = lm.decode(row.segments[-1].ids).rstrip()
-        query = last_tagged(text, "search")
-        if query and text.endswith("</search>"):
+        query = _query(lm, row)
+        if query:
             row.queries.append(query)
             asked.append(row)
     found = retriever.batch_search([row.queries[-1] for row in asked], config.topk) if asked else []
