@@ -11,7 +11,8 @@ from minisearch.agents.demonstrator import UNKNOWN, Demonstrator, Habits, rememb
 from minisearch.agents.protocol import TOY
 from minisearch.agents.rewards import exact_match, is_well_formed, last_tagged
 from minisearch.retriever import BM25Retriever
-from minisearch.worlds.wiki import BY_NOUN, Wiki, WikiConfig
+from minisearch.worlds.wiki import Wiki, WikiConfig
+from minisearch.worlds.wiki_relations import BY_NOUN
 
 NEVER_ERRS = Habits(keywords=(0, 0, 0, 1), drift=0, misread=0, believe=0, retry=1, searches=8)
 

@@ -123,6 +123,12 @@ def test_search_r1_rows_keep_the_columns_of_flashrag_beside_them(put):
     assert other["metadata"] == {**HOTPOT["metadata"], "data_source": "hotpotqa"}
 
 
+def test_what_parquet_fills_in_for_other_sources_is_left_out(put):
+    rows = (search_r1("musique", 1, **MUSIQUE), search_r1("hotpotqa", 1, **HOTPOT))
+    _, hotpot = read_questions(put(*rows, name="test.parquet"))
+    assert hotpot["metadata"] == {**HOTPOT["metadata"], "data_source": "hotpotqa"}
+
+
 def test_blank_aliases_are_dropped(put):
     (question,) = read_questions(put({**NQ, "golden_answers": ["", "Röntgen", " "]}))
     assert question["golden_answers"] == ["Röntgen"]

@@ -16,16 +16,14 @@ from minisearch.data.qa import body_of, title_of
 from minisearch.errors import InputError
 from minisearch.retriever import BM25Retriever
 from minisearch.worlds.wiki import (
-    BY_NOUN,
     KNOWING_SEEDS,
-    RELATIONS,
     ROLES,
     Wiki,
     WikiConfig,
-    ask,
     name_parts,
     role_of,
 )
+from minisearch.worlds.wiki_relations import BY_NOUN, RELATIONS, ask
 
 
 @pytest.fixture(scope="module")
