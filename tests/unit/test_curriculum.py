@@ -30,14 +30,23 @@ def curriculum(kind="blank", seed=1000, rng=0) -> Curriculum:
     return Curriculum(world, search, toy_tokenizer(), np.random.default_rng(rng))
 
 
+NUMBERS = {"few": (0, 1, 2, 37), "many": (310, 311, 312, 420)}
+
+
+@pytest.fixture(scope="module", params=["few", "many"])
+def facts(request) -> str:
+    """Whether the sample is of the chunks with few facts, or of the later ones with many."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def chunks() -> list:
+def chunks(facts) -> list:
     """A large sample of what both models are trained on."""
     script = load_script()
     found = []
     for init_seed in (0, 1):
         rows = script.Rows(init_seed, toy_tokenizer())
-        found += [rows.chunk(number) for number in (0, 1, 2, 37)]
+        found += [rows.chunk(number) for number in NUMBERS[facts]]
     return found
 
 
@@ -167,13 +176,14 @@ def test_the_shares_of_hops_are_those_of_the_mixture():
 # -- all that is ever read ---------------------------------------------------------------------
 
 
-def test_a_chunk_has_its_rows(chunks):
+def test_a_chunk_has_its_rows(chunks, facts):
+    memories, recitals = {"few": (1, 2), "many": (2, 14)}[facts]
     for chunk in chunks:
         kinds = Counter(map(kind_of, chunk))
-        assert sum(kinds.values()) == 120 + 40 + 40 + 12 + 3 * 9 + 32 + 8
+        assert sum(kinds.values()) == 120 + 40 + 40 + 12 + (memories + recitals) * 9 + 32 + 8
         assert kinds["lookup"] == 40
-        assert kinds["passages"] == 12 + 9
-        assert kinds["recitals"] == 18
+        assert kinds["passages"] == 12 + 9 * memories
+        assert kinds["recitals"] == 9 * recitals
         assert kinds["trajectory"] >= 120 + 24
 
 
@@ -239,11 +249,11 @@ def test_no_name_of_a_blank_world_that_judges_or_trains_is_ever_read(chunks):
     assert len(seen) > 0.4 * len(own)  # the check sees names at all
 
 
-def test_chunks_have_worlds_of_their_own(chunks):
+def test_chunks_have_worlds_of_their_own(chunks, facts):
     first = [" ".join(map(text_of, chunk[:120])) for chunk in chunks]
     assert len(set(first)) == len(first)
     script = load_script()
-    again = script.Rows(0, toy_tokenizer()).chunk(1)
+    again = script.Rows(0, toy_tokenizer()).chunk(NUMBERS[facts][1])
     assert again == chunks[1]
 
 
@@ -253,7 +263,7 @@ def knowing_worlds(*roles: str) -> list[Wiki]:
 
 
 @pytest.mark.parametrize("role", ["evaluation", "development"])
-def test_of_knowing_worlds_that_judge_the_known_facts_alone_are_read(chunks, role):
+def test_of_knowing_worlds_that_judge_the_known_facts_alone_are_read(chunks, facts, role):
     for world in knowing_worlds(role):
         everyone = {name for names in world.entities.values() for name in names}
         allowed = sentences(world, world.known)
@@ -276,8 +286,8 @@ def test_of_knowing_worlds_that_judge_the_known_facts_alone_are_read(chunks, rol
                     assert row[n + 1 : n + 3] == answered(fact.object)
                     told.add((noun, subject))
                 recitals += 1
-        assert memories == len(chunks)
-        assert recitals == 2 * len(chunks)
+        rows = {"few": (1, 2), "many": (2, 14)}[facts]
+        assert (memories, recitals) == (rows[0] * len(chunks), rows[1] * len(chunks))
         assert len(told) > 60
 
 
