@@ -46,6 +46,9 @@ Made by `python data_scripts/pretrain_toy_lm.py {init_seed}`, measured by
 `python data_scripts/measure_toy_lm.py {init_seed}`. Licence: MIT, as the code. Weights in half
 precision, SHA-256 {sha256}.
 
+Load it with `minisearch.models.lm.load_lm("{name}")`, or with `Qwen2ForCausalLM` and
+`PreTrainedTokenizerFast`. `AutoTokenizer` would take Qwen2's own tokenizer, whose ids are others.
+
 ## Training
 
 {tokens} tokens in {minutes} CPU-minutes on one thread; mean loss of the last 250 steps {loss}.

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from minisearch.errors import InputError, one_of
 from minisearch.profiles import derive_seed
@@ -156,7 +163,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     else:
         folder = name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = _tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
         expected = f"{', '.join(TOY_MODELS)}, smollm2, or a folder or hub name"
@@ -164,6 +171,17 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
         raise InputError(f"model {name}", found, expected, "check the name.") from error
     check_tokenizer(model, tokenizer)
     return LanguageModel(model.eval(), tokenizer)
+
+
+def _tokenizer(folder: str | Path) -> Any:
+    """The tokenizer as it was saved.
+
+    For a Qwen2, `AutoTokenizer` takes Qwen2's own class whatever the folder says, and with it other
+    ids for the same text.
+    """
+    named = get_tokenizer_config(folder).get("tokenizer_class")
+    plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(folder)
 
 
 def check_tokenizer(model: Any, tokenizer: Any) -> None:
