@@ -260,6 +260,12 @@ def test_queries_to_follow_come_first(blank):
             assert done.queries[2] == name  # then its own
 
 
+def test_patience_lasts_as_long_as_there_are_queries_to_follow(blank):
+    habits, follow = replace(NEVER_ERRS, retry=0), ["nothing here", "nor here", "nor there"]
+    for _, done in attempts(blank, habits, 20, hops=(1,), follow=follow):
+        assert done.queries == follow
+
+
 def test_following_the_useful_queries_of_a_right_attempt_is_right_without_detours(blank):
     habits = replace(Habits(), misread=0, believe=0)
     rng = np.random.default_rng(0)
