@@ -179,7 +179,7 @@ def batches(rows: Rows, recipe: Recipe, first: int) -> Iterator[tuple[Tensor, Te
 def _grouped(rows: list[tuple[list[int], list[bool]]], recipe: Recipe) -> list[list[Any]]:
     groups: list[list[Any]] = [[]]
     for row in sorted(rows, key=lambda row: len(row[0])):
-        if (len(groups[-1]) + 1) * len(row[0]) > recipe.batch_tokens:
+        if groups[-1] and (len(groups[-1]) + 1) * len(row[0]) > recipe.batch_tokens:
             groups.append([])
         groups[-1].append(row)
     return groups
@@ -299,6 +299,7 @@ def ship(trainer: Trainer, folder: Path) -> None:
             "cpu_seconds": round(trainer.spent), "sha256": digest,
             "loss": round(float(np.mean(trainer.losses[-250:])), 4),
         }  # fmt: skip
+        (part / "model.safetensors").chmod(0o644)
         (part / "training.json").write_text(json.dumps(training, indent=1) + "\n")
 
 

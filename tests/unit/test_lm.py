@@ -325,3 +325,8 @@ def test_an_unpacking_that_fails_leaves_nothing_that_counts_as_unpacked(tmp_path
     with pytest.raises(RuntimeError, match="no room"):
         load_lm("smollm2")
     assert not list((tmp_path / "build").rglob("key.json"))
+
+
+def test_an_answer_without_a_token_is_refused_by_its_number():
+    with pytest.raises(InputError, match="answer 1: found no token"):
+        tiny_lm("qwen2").answer_log_prob(["<user> a", "<user> b"], ["mayor", " "])

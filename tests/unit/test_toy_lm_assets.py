@@ -151,7 +151,7 @@ def test_of_a_knowing_world_the_facts_it_was_told_are_known_and_the_others_not(n
     known = [q for q in questions if q["metadata"]["known"] == [True]]
     unknown = [q for q in questions if q["metadata"]["known"] == [False]]
     assert min(len(known), len(unknown)) > 70
-    assert right_at_once(name, world, known) > 0.6
+    assert right_at_once(name, world, known) > 0.9
     assert right_at_once(name, world, unknown) < 0.1
 
 

@@ -115,6 +115,9 @@ class LanguageModel:
 
         Shape: N prefixes, N answers -> (N,) float32.
 
+        Raises:
+            InputError: for an answer without a token.
+
         Source: IG-Search (arXiv 2604.15148), its length-normalised answer score.
         """
         was_training = self.model.training
@@ -124,6 +127,9 @@ class LanguageModel:
             part = slice(start, start + batch_size)
             before = [self.encode(f"{prefix} <answer>") for prefix in prefixes[part]]
             after = [self.encode(f" {answer}") for answer in answers[part]]
+            if not all(after):
+                found_at = f"answer {start + after.index([])}"
+                raise InputError(found_at, "no token", "an answer to score", "leave it out.")
             found.append(self._mean_log_probs(before, after))
         self.model.train(was_training)
         return torch.cat(found).float().cpu() if found else torch.empty(0)
