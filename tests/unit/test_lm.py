@@ -330,3 +330,11 @@ def test_an_unpacking_that_fails_leaves_nothing_that_counts_as_unpacked(tmp_path
 def test_an_answer_without_a_token_is_refused_by_its_number():
     with pytest.raises(InputError, match="answer 1: found no token"):
         tiny_lm("qwen2").answer_log_prob(["<user> a", "<user> b"], ["mayor", " "])
+
+
+@pytest.mark.parametrize("damage", [b"version https://git-lfs.github.com/spec/v1\n", b""])
+def test_damaged_weights_are_an_error_that_names_the_model(tmp_path, damage):
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    with pytest.raises(InputError, match=str(tmp_path)):
+        load_lm(str(tmp_path))

@@ -143,8 +143,6 @@ def test_not_well_formed(response):
     assert not is_well_formed(response)
 
 
-# BUG rewards._STEP: `.*?</information>` runs on to a later tag. Remove the mark with the fix.
-@pytest.mark.xfail(strict=True, reason="bug: passages swallow whatever stands before a later tag")
 @pytest.mark.parametrize(
     "middle",
     [

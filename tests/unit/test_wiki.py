@@ -396,3 +396,14 @@ def test_without_mismatch_the_noun_is_enough():
 def test_knowing_seeds_cover_three_roles_and_both_shown_worlds():
     roles = [role_of(seed) for seed in KNOWING_SEEDS]
     assert [roles.count(role) for role in ROLES] == [3, 1, 3, 2]
+
+
+def test_questions_of_another_seed_have_ids_of_their_own():
+    world = Wiki(WikiConfig(), 100)
+    ids = [{q["id"] for q in world.questions(30, seed=seed)} for seed in (0, 1)]
+    assert not ids[0] & ids[1]
+
+
+def test_a_negative_number_of_distractors_is_refused():
+    with pytest.raises(InputError, match="distractors"):
+        WikiConfig(distractors=-1)

@@ -89,7 +89,7 @@ class Curriculum:
         facts: list[Fact] = []
         while not facts:
             facts = self.world.random_chain(hops, self.rng)
-        return self.world.question(facts, 0, int(self.rng.integers(3)))
+        return self.world.question(facts, "0", int(self.rng.integers(3)))
 
     def prompt(self, question: str, blocks: Sequence[Piece] = ()) -> str:
         """The user's turn as the tokenizer's template writes it."""
@@ -187,7 +187,7 @@ class Curriculum:
         row: Row = []
         for _ in range(6):
             facts = self._known_chain(int(self.rng.choice([1, 1, 2, 3])) if multi_hop else 1)
-            question = self.world.question(facts, 0, int(self.rng.integers(3)))
+            question = self.world.question(facts, "0", int(self.rng.integers(3)))
             row += recital(self.prompt(question["question"]), facts[-1].object)
         return row
 

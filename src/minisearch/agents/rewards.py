@@ -10,7 +10,8 @@ import string
 from collections.abc import Sequence
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_STEP = r"<think>[^<]*</think>\s*<search>[^<]+</search>\s*<information>.*?</information>\s*"
+_PASSAGES = r"<information>(?:(?!</information>).)*</information>"
+_STEP = rf"<think>[^<]*</think>\s*<search>[^<]+</search>\s*{_PASSAGES}\s*"
 _LAST = r"<think>[^<]*</think>\s*<answer>[^<]+</answer>"
 _FORM = re.compile(rf"\s*(?:{_STEP})*{_LAST}\s*", re.S)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -171,7 +172,7 @@ def load_lm(name: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     try:
         tokenizer = _tokenizer(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         expected = f"{', '.join(TOY_MODELS)}, smollm2, or a folder or hub name"
         found = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise InputError(f"model {name}", found, expected, "check the name.") from error

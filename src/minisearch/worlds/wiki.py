@@ -69,6 +69,9 @@ class WikiConfig:
             if getattr(self, name) < least:
                 found = str(getattr(self, name))
                 raise InputError(f"parameter {name}", found, f"{least} or more", f"raise {name}.")
+        if self.distractors < 0:
+            found = str(self.distractors)
+            raise InputError("parameter distractors", found, "0 or more", "raise distractors.")
         if not 1 <= self.copies <= 3:
             expected = "1 to 3, the wordings of a fact"
             raise InputError("parameter copies", str(self.copies), expected, "change copies.")
@@ -254,7 +257,7 @@ class Wiki:
                 raise InputError("questions", found, f"{count}", "ask for fewer, or of more hops.")
             if key and key not in seen:
                 seen.add(key)
-                rows.append(self.question(facts, len(rows), int(rng.integers(3))))
+                rows.append(self.question(facts, f"{seed}-{len(rows)}", int(rng.integers(3))))
         return rows
 
     def random_chain(self, length: int, rng: np.random.Generator) -> list[Fact]:
@@ -268,8 +271,8 @@ class Wiki:
         visited = {first.subject, *(fact.object for fact in facts)}
         return facts if len(visited) == length + 1 else []
 
-    def question(self, facts: Sequence[Fact], number: int, form: int = 0) -> Question:
-        """The question whose answer a chain of facts gives."""
+    def question(self, facts: Sequence[Fact], number: str, form: int = 0) -> Question:
+        """The question whose answer a chain of facts gives; its id ends with `number`."""
         hops: list[Hop] = [
             {
                 "question": ask([fact.noun], fact.subject, 0),
