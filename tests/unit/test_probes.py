@@ -119,7 +119,7 @@ def test_the_gain_of_a_reader_that_sees_the_answer_is_a_perfect_detector(exam, m
 def test_every_probe_runs_on_a_model_that_knows_nothing(exam):
     config = RolloutConfig(turn_tokens=4, searches=1)
     assert policy(exam, config)["exact match"]["all"].mean == 0.0
-    assert closed_book(exam, config)["all facts known"].count == 0  # nothing of a blank world
+    assert closed_book(exam, config)["2-hop, all known"].count == 0  # nothing of a blank world
     table = hints(exam, {"T=1": config}, siblings=1)
     assert table["T=1"]["without help"].count == 0  # no sibling was right
 
@@ -141,6 +141,7 @@ def test_hints_show_the_sibling_and_its_controls(exam, monkeypatch):
     assert right.startswith("<attempts> right : name")
     assert wrong == right.replace("right :", "wrong :")
     assert other.startswith("<attempts> right :")
+    assert table["T=1"]["gain: the verdict"].mean == 0.0
     assert exam.questions[0]["golden_answers"][0] in reference
     assert plan.startswith("<plan> ")
 

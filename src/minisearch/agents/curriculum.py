@@ -131,7 +131,7 @@ class Curriculum:
 
     def _with_reference(self, question: Question, habits: Habits) -> tuple[list[Piece], list[str]]:
         made = self._siblings(question, habits, tries=6)[-1]
-        return [reference_block(made.pieces)], made.useful
+        return [reference_block(" ".join(map(str, made.pieces)))], made.useful
 
     def belief(self, question: Question, mixture: Mixture, habits: Habits) -> Row:
         """What the answer is likely to be after some passages, or after unrelated ones."""

@@ -22,6 +22,7 @@ from minisearch.agents.protocol import (
     plan_block,
     plan_of,
     protocol_of,
+    reference_block,
 )
 from minisearch.agents.rewards import exact_match, is_well_formed
 from minisearch.agents.rollout import RolloutConfig, Trajectory, rollout
@@ -113,9 +114,13 @@ class Exam:
 
 
 def policy(exam: Exam, config: RolloutConfig, seed: int = 0) -> dict[str, Any]:
-    """Exact match by hops, share of well-formed attempts, searches, plans written."""
+    """Exact match by hops, share of well-formed attempts, searches, plans written.
+
+    An answer whose tag had to be opened after one search too many counts as an answer, and as
+    ill formed.
+    """
     done = exam.attempts(config, seed)
-    texts = [row.text.replace(exam.lm.tokenizer.eos_token, "") for row in done]
+    texts = [_written(row, exam) for row in done]
     return {
         "exact match": exam.by_hops(exam.correct(done)),
         "well formed": Score.of(np.array([is_well_formed(text) for text in texts])),
@@ -125,10 +130,12 @@ def policy(exam: Exam, config: RolloutConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def closed_book(exam: Exam, config: RolloutConfig, seed: int = 0) -> dict[str, Score]:
-    """Exact match of the answer given at once, without a search, and where all facts are known."""
+    """Exact match of the answer given at once; also by hops where all facts are known."""
     values = exam.correct(exam.attempts(replace(config, answer_at_once=True), seed))
     known = np.array([all(q["metadata"]["known"]) for q in exam.questions])
-    return {**exam.by_hops(values), "all facts known": Score.of(values[known])}
+    chains = {n: known & (exam.hops == n) for n in (1, 2, 3)}
+    told = {f"{n}-hop, all known": Score.of(values[chain]) for n, chain in chains.items()}
+    return {**exam.by_hops(values), **told}
 
 
 def hints(
@@ -139,31 +146,42 @@ def hints(
     Siblings are drawn at temperature 1. The attempts without help are drawn apart from them: they
     share the questions, not the luck by which these were chosen.
 
+    "The same, called wrong" has the queries and not the verdict; "a sibling of another question"
+    is one of the same world, and shows what a block as such does.
+
     Returns:
         For each of `configs`: without help; each block; `gain: ...`, its paired difference to
-        without help.
+        without help; `gain: the verdict`, that of a right sibling to the same called wrong.
     """
     warm = replace(next(iter(configs.values())), temperature=1.0)
     pool = [exam.attempts(warm, seed=1000 * (s + 1)) for s in range(siblings)]
     right = np.array([exam.correct(rows) for rows in pool]) > 0  # (G, Q)
     only = np.flatnonzero(right.any(axis=0))
     shown = {int(n): pool[int(np.argmax(right[:, n]))][n] for n in only}
-    other = dict(zip(only.tolist(), np.roll(only, len(only) // 2).tolist(), strict=True))
+    other: dict[int, int] = {}
+    for world in range(len(exam.worlds)):
+        own = only[exam.world_of[only] == world].tolist()
+        other |= dict(zip(own, own[1:] + own[:1], strict=True))
     blocks: dict[str, Blocks] = {
         "one right sibling": lambda n: [_attempt(shown[n], True)],
         "the same, called wrong": lambda n: [_attempt(shown[n], False)],
         "a sibling of another question": lambda n: [_attempt(shown[other[n]], True)],
-        "a right sibling as reference": lambda n: [_reference(shown[n], exam)],
+        "a right sibling as reference": lambda n: [reference_block(_written(shown[n], exam))],
         "the plan": lambda n: [plan_block(plan_of(exam.questions[n]))],
     }
     table: dict[str, dict[str, Score]] = {}
     for name, config in configs.items():
         alone = exam.correct(exam.attempts(config, 99_000, only=only), only)
         table[name] = {"without help": Score.of(alone)}
-        for kind, block in blocks.items():
-            helped = exam.correct(exam.attempts(config, 98_000, block, only), only)
-            table[name][kind] = Score.of(helped)
-            table[name][f"gain: {kind}"] = Score.of(helped - alone)
+        helped = {
+            kind: exam.correct(exam.attempts(config, 98_000, block, only), only)
+            for kind, block in blocks.items()
+        }
+        for kind, values in helped.items():
+            table[name][kind] = Score.of(values)
+            table[name][f"gain: {kind}"] = Score.of(values - alone)
+        verdict = helped["one right sibling"] - helped["the same, called wrong"]
+        table[name]["gain: the verdict"] = Score.of(verdict)
     return table
 
 
@@ -171,9 +189,8 @@ def _attempt(row: Trajectory, correct: bool) -> Piece:
     return attempts_block([Attempt(tuple(row.queries), correct)])
 
 
-def _reference(row: Trajectory, exam: Exam) -> Piece:
-    text = row.text.replace(exam.lm.tokenizer.eos_token, "")
-    return Piece("reference", " ".join(text.split()))
+def _written(row: Trajectory, exam: Exam) -> str:
+    return row.text.replace(exam.lm.tokenizer.eos_token, "")
 
 
 @dataclass
@@ -185,6 +202,7 @@ class _Search:
     block: str  # the passages
     found: bool  # the passage of the hop that was due
     last: bool  # that hop was the last one
+    several: bool  # hops the question has
     known: bool  # all hops after it are known to the model
     says_found: bool  # the model's own next thought
 
@@ -193,8 +211,10 @@ def evidence(exam: Exam, config: RolloutConfig, seed: int = 7, draws: int = 3) -
     """Does the score of the gold answer rise when a search brings what was due?
 
     The gain of a search is the mean log-probability of the gold answer's tokens after its passages,
-    less that after the passages of other questions' searches (without the answer), averaged over
-    `draws`. Passages are due for the first hop whose passage has not come yet.
+    less that after the passages of other questions' searches in the same world (without the
+    answer), averaged over `draws`. Passages are due for the first hop whose passage has not come
+    yet, whatever name the model searched for. In a blank world the bridge says nothing about the
+    answer, so that no reader's gain could see it there.
 
     Returns:
         by case: the mean gain; for all, last and bridge hops: the ROC-AUC of the gain as a detector
@@ -206,8 +226,14 @@ def evidence(exam: Exam, config: RolloutConfig, seed: int = 7, draws: int = 3) -
     real = exam.lm.answer_log_prob([s.before + s.block for s in searches], gold).numpy()
     prefixes: list[str] = []
     for s, answer in zip(searches, gold, strict=True):
-        others = [o.block for o in searches if o.number != s.number and answer not in o.block]
-        picked = rng.choice(len(others), draws, replace=False)
+        others = [
+            o.block
+            for o in searches
+            if o.number != s.number
+            and exam.world_of[o.number] == exam.world_of[s.number]
+            and answer not in o.block
+        ]
+        picked = rng.choice(len(others), draws, replace=len(others) < draws)
         prefixes += [s.before + others[i] for i in picked]
     random = exam.lm.answer_log_prob(prefixes, list(np.repeat(gold, draws))).numpy()
     gain = real - random.reshape(-1, draws).mean(axis=1)
@@ -228,7 +254,8 @@ def _searches(exam: Exam, done: Sequence[Trajectory]) -> list[_Search]:
                 found.append(
                     _Search(
                         number=number, before=f"{text} ", block=part, found=hit,
-                        last=due == len(hops) - 1, known=all(known[due + 1 :]),
+                        last=due == len(hops) - 1, several=len(hops) > 1,
+                        known=all(known[due + 1 :]),
                         says_found="found" in after.partition("</think>")[0],
                     )
                 )  # fmt: skip
@@ -243,7 +270,13 @@ def _evidence_table(searches: Sequence[_Search], gain: np.ndarray) -> dict[str, 
     found, last = (np.array([getattr(s, name) for s in searches]) for name in ("found", "last"))
     known = np.array([s.known for s in searches]) & ~last
     says = np.array([s.says_found for s in searches], float)
-    cases = {"all": found | True, "last hop": last, "bridge hop": ~last}
+    several = np.array([s.several for s in searches])
+    cases = {
+        "all": found | True,
+        "last hop": last,
+        "last of several hops": last & several,
+        "bridge hop": ~last,
+    }
     if known.any():
         cases |= {"bridge, rest known": known, "bridge, rest not known": ~last & ~known}
     table: dict[str, Any] = {}
@@ -303,6 +336,7 @@ def document_texts(world: Wiki, shuffled: bool, seed: int = 0) -> list[str]:
 def retrieval_ceiling(exam: Exam, topk: int) -> dict[str, Score]:
     """Share of hops whose passage a search brings, by what the query says beside the entity."""
     hits: dict[str, list[bool]] = {}
+    asked = np.concatenate([[n] * hops for n, hops in enumerate(exam.hops)])
     searches = [remembered(retriever, topk) for retriever in exam.retrievers]
     for number, question in enumerate(exam.questions):
         search = searches[exam.world_of[number]]
@@ -323,4 +357,5 @@ def retrieval_ceiling(exam: Exam, topk: int) -> dict[str, Score]:
                 ids = {document["id"] for document in search(query)}
                 hits.setdefault(name, []).append(bool(ids & set(hop["gold_ids"])))
             here = hop["answer"]
-    return {name: Score.of(np.array(values)) for name, values in hits.items()}
+    every = np.ones(len(asked), dtype=bool)
+    return {name: _clustered(np.array(v, float), asked, every) for name, v in hits.items()}

@@ -108,6 +108,6 @@ def attempts_block(attempts: Sequence[Attempt]) -> Piece:
     return Piece("attempts", " ; ".join(shown))
 
 
-def reference_block(pieces: Sequence[Piece]) -> Piece:
-    """One whole attempt, documents and answer included."""
-    return Piece("reference", " ".join(map(str, pieces)))
+def reference_block(attempt: str) -> Piece:
+    """One whole attempt as it was written, documents and answer included."""
+    return Piece("reference", " ".join(attempt.split()))

@@ -30,8 +30,10 @@ ROLES = {
     "training": range(200, 300),
     "pretraining": range(1000, 1_000_000),
 }
-# The knowing worlds whose facts are in the shipped models' pre-training; the last two also show it
-# how remembering is used.
+# The knowing worlds whose facts are in the shipped models' pre-training. Those for evaluation and
+# development are told one fact at a time. Of the others it is also asked chains of known facts, of
+# 200 to 202 it is told answers after partial evidence, and 1000 and 1001 show how remembering is
+# used.
 KNOWING_SEEDS = (0, 1, 2, 100, 200, 201, 202, 1000, 1001)
 
 
