@@ -101,11 +101,14 @@ def _read(name: str, file: str) -> Any:
 
 
 def shown(value: Value) -> str:
-    """Mean and interval, as in `.312 [.284, .341]`; a dash where nothing was measured."""
+    """Mean and interval, as in `0.312 [0.284, 0.341]`; a dash where nothing was measured.
+
+    The space inside the brackets does not break, so that a narrow column keeps them whole.
+    """
     if not value[3]:
         return "–"
     mean, low, high = (f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}" for v in value[:3])
-    return f"{mean} [{low}, {high}]"
+    return f"{mean} [{low},\u00a0{high}]"
 
 
 def _at(values: dict[str, Any], path: tuple[str, ...]) -> Value:
