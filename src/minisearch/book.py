@@ -257,7 +257,15 @@ def build(profile: str, output: Path | None = None, nitpick: bool = True) -> Pat
         with atomic_directory(output) as folder:
             for entry in pages.iterdir():
                 shutil.move(entry, folder / entry.name)
+            _give_icon(folder / "index.html")
     return output
+
+
+def _give_icon(index: Path) -> None:
+    """Name the icon on the page that sends on to the first one; browsers ask for one at once."""
+    text = index.read_text(encoding="utf-8")
+    icon = '<link rel="icon" href="_static/favicon.svg" />'
+    index.write_text(f"{icon}\n{text}", encoding="utf-8")
 
 
 def _build_error(log: str) -> InputError:
