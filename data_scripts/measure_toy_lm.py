@@ -18,12 +18,12 @@ import typer
 
 from minisearch.agents import report
 from minisearch.agents.demonstrator import UNKNOWN
+from minisearch.agents.evidence import evidence
 from minisearch.agents.probes import (
     Exam,
     Score,
     closed_book,
     document_texts,
-    evidence,
     hints,
     perplexity,
     policy,

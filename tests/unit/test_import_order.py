@@ -25,7 +25,8 @@ ORDER = [
     "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
     "agents", "agents.protocol", "agents.rewards", "agents.trajectory", "agents.rollout",
-    "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.report", "agents.grpo",
+    "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
+    "agents.report", "agents.grpo",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip

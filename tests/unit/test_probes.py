@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from toy_lm_example import tiny_model, toy_tokenizer
 
+from minisearch.agents.evidence import _searches, evidence
 from minisearch.agents.probes import (
     Exam,
     Score,
     closed_book,
     document_texts,
-    evidence,
     hints,
     perplexity,
     policy,
@@ -85,8 +85,6 @@ def test_attempts_come_back_in_the_order_of_the_questions(exam):
 def test_a_search_counts_as_found_when_it_brings_the_hop_that_is_due(exam):
     number = int(np.flatnonzero(exam.hops == 3)[0])
     for miss in (-1, 0, 1, 2):
-        from minisearch.agents.probes import _searches
-
         searches = _searches(exam, [oracle(exam, n, miss=miss) for n in range(12)])
         own = [s for s in searches if s.number == number]
         # A hop that was missed stays due: later passages are then for hops that are not.

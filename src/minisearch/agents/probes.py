@@ -27,7 +27,6 @@ from minisearch.agents.protocol import (
 from minisearch.agents.rewards import exact_match, is_well_formed
 from minisearch.agents.rollout import RolloutConfig, Trajectory, rollout
 from minisearch.data.qa import Question
-from minisearch.metrics import auc_by_group
 from minisearch.models.lm import LanguageModel
 from minisearch.retriever import BM25Retriever
 from minisearch.worlds.wiki import Wiki, WikiConfig
@@ -55,6 +54,16 @@ class Score:
         draws = rng.integers(0, len(values), (samples, len(values)))
         low, high = np.quantile(values[draws].mean(axis=1), (0.025, 0.975))
         return cls(float(values.mean()), float(low), float(high), len(values))
+
+    @classmethod
+    def clustered(cls, values: np.ndarray, groups: np.ndarray) -> Score:
+        """The mean of all values; those of one group are drawn together. Shape: (N,), (N,)."""
+        if not len(values):
+            return cls.of(values)
+        _, label = np.unique(groups, return_inverse=True)
+        sums, counts = np.bincount(label, values), np.bincount(label)
+        mean = sums.sum() / counts.sum()
+        return cls.of(mean + (sums - mean * counts) / counts.mean())
 
 
 class Exam:
@@ -193,119 +202,6 @@ def _written(row: Trajectory, exam: Exam) -> str:
     return row.text.replace(exam.lm.tokenizer.eos_token, "")
 
 
-@dataclass
-class _Search:
-    """One search of an attempt, as the evidence probe sees it."""
-
-    number: int  # of the question
-    before: str  # prompt and everything up to the query's closing tag
-    block: str  # the passages
-    found: bool  # the passage of the hop that was due
-    last: bool  # that hop was the last one
-    several: bool  # hops the question has
-    known: bool  # all hops after it are known to the model
-    says_found: bool  # the model's own next thought
-
-
-def evidence(exam: Exam, config: RolloutConfig, seed: int = 7, draws: int = 3) -> dict[str, Any]:
-    """Does the score of the gold answer rise when a search brings what was due?
-
-    The gain of a search is the mean log-probability of the gold answer's tokens after its passages,
-    less that after the passages of other questions' searches in the same world (without the
-    answer), averaged over `draws`. Passages are due for the first hop whose passage has not come
-    yet, whatever name the model searched for. In a blank world the bridge says nothing about the
-    answer, so that no reader's gain could see it there.
-
-    Returns:
-        by case: the mean gain; for all, last and bridge hops: the ROC-AUC of the gain as a detector
-        of "found what was due", and of the model's own next thought.
-    """
-    searches = _searches(exam, exam.attempts(config, seed))
-    rng = np.random.default_rng(seed)
-    gold = [exam.questions[s.number]["golden_answers"][0] for s in searches]
-    real = exam.lm.answer_log_prob([s.before + s.block for s in searches], gold).numpy()
-    prefixes: list[str] = []
-    for s, answer in zip(searches, gold, strict=True):
-        others = [
-            o.block
-            for o in searches
-            if o.number != s.number
-            and exam.world_of[o.number] == exam.world_of[s.number]
-            and answer not in o.block
-        ]
-        picked = rng.choice(len(others), draws, replace=len(others) < draws)
-        prefixes += [s.before + others[i] for i in picked]
-    random = exam.lm.answer_log_prob(prefixes, list(np.repeat(gold, draws))).numpy()
-    gain = real - random.reshape(-1, draws).mean(axis=1)
-    return _evidence_table(searches, gain)
-
-
-def _searches(exam: Exam, done: Sequence[Trajectory]) -> list[_Search]:
-    found: list[_Search] = []
-    for number, row in enumerate(done):
-        hops, due = exam.questions[number]["metadata"]["hops"], 0
-        known = exam.questions[number]["metadata"]["known"]
-        text, blocks = "", 0
-        for n, segment in enumerate(row.segments):
-            part = exam.lm.decode(segment.ids)
-            if segment.kind == "information" and due < len(hops):
-                hit = bool(set(hops[due]["gold_ids"]) & set(row.retrieved[blocks]))
-                after = exam.lm.decode(row.segments[n + 1].ids) if n + 1 < len(row.segments) else ""
-                found.append(
-                    _Search(
-                        number=number, before=f"{text} ", block=part, found=hit,
-                        last=due == len(hops) - 1, several=len(hops) > 1,
-                        known=all(known[due + 1 :]),
-                        says_found="found" in after.partition("</think>")[0],
-                    )
-                )  # fmt: skip
-                due += hit
-            blocks += segment.kind == "information"
-            text = f"{text} {part}".strip()
-    return found
-
-
-def _evidence_table(searches: Sequence[_Search], gain: np.ndarray) -> dict[str, Any]:
-    number = np.array([s.number for s in searches])
-    found, last = (np.array([getattr(s, name) for s in searches]) for name in ("found", "last"))
-    known = np.array([s.known for s in searches]) & ~last
-    says = np.array([s.says_found for s in searches], float)
-    several = np.array([s.several for s in searches])
-    cases = {
-        "all": found | True,
-        "last hop": last,
-        "last of several hops": last & several,
-        "bridge hop": ~last,
-    }
-    if known.any():
-        cases |= {"bridge, rest known": known, "bridge, rest not known": ~last & ~known}
-    table: dict[str, Any] = {}
-    for name, case in cases.items():
-        table[name] = {
-            "found, gain": _clustered(gain, number, case & found),
-            "not found, gain": _clustered(gain, number, case & ~found),
-            "AUC of the gain": _auc(gain, found, number, case),
-            "AUC of the next thought": _auc(says, found, number, case),
-        }
-    return table
-
-
-def _clustered(values: np.ndarray, groups: np.ndarray, case: np.ndarray) -> Score:
-    """The mean over searches; those of one question are drawn together."""
-    if not case.any():
-        return Score.of(np.array([]))
-    _, label = np.unique(groups[case], return_inverse=True)
-    sums, counts = np.bincount(label, values[case]), np.bincount(label)
-    mean = sums.sum() / counts.sum()
-    return Score.of(mean + (sums - mean * counts) / counts.mean())
-
-
-def _auc(values: np.ndarray, labels: np.ndarray, groups: np.ndarray, case: np.ndarray) -> Score:
-    if len(np.unique(labels[case])) < 2:
-        return Score.of(np.array([]))
-    return Score.of(auc_by_group(values[case], labels[case], groups[case]))
-
-
 @torch.inference_mode()
 def perplexity(lm: LanguageModel, texts: Sequence[str]) -> Score:
     """Perplexity of texts, each read by itself: exp of the mean negative log-likelihood a token."""
@@ -357,5 +253,4 @@ def retrieval_ceiling(exam: Exam, topk: int) -> dict[str, Score]:
                 ids = {document["id"] for document in search(query)}
                 hits.setdefault(name, []).append(bool(ids & set(hop["gold_ids"])))
             here = hop["answer"]
-    every = np.ones(len(asked), dtype=bool)
-    return {name: _clustered(np.array(v, float), asked, every) for name, v in hits.items()}
+    return {name: Score.clustered(np.array(v, float), asked) for name, v in hits.items()}
