@@ -257,15 +257,14 @@ def build(profile: str, output: Path | None = None, nitpick: bool = True) -> Pat
         with atomic_directory(output) as folder:
             for entry in pages.iterdir():
                 shutil.move(entry, folder / entry.name)
-            _give_icon(folder / "index.html")
+            _without_icon(folder / "index.html")
     return output
 
 
-def _give_icon(index: Path) -> None:
-    """Name the icon on the page that sends on to the first one; browsers ask for one at once."""
+def _without_icon(index: Path) -> None:
+    """Keep browsers from asking for an icon on the page that only sends on to the first one."""
     text = index.read_text(encoding="utf-8")
-    icon = '<link rel="icon" href="_static/favicon.svg" />'
-    index.write_text(f"{icon}\n{text}", encoding="utf-8")
+    index.write_text(f'<link rel="icon" href="data:," />\n{text}', encoding="utf-8")
 
 
 def _build_error(log: str) -> InputError:
