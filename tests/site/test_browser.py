@@ -21,7 +21,11 @@ def open_page(browser, width: int, address: str = "", **options):
     page.bad = []
     page.on("console", lambda m: m.type in ("error", "warning") and page.bad.append(m.text))
     page.on("pageerror", lambda error: page.bad.append(str(error)))
-    page.on("requestfailed", lambda request: page.bad.append(f"failed {request.url}"))
+    # Aborted is what this test does by moving on while a page's icon is on its way.
+    page.on(
+        "requestfailed",
+        lambda r: r.failure == "net::ERR_ABORTED" or page.bad.append(f"failed {r.url} {r.failure}"),
+    )
     page.on("response", lambda r: r.status >= 400 and page.bad.append(f"{r.status} {r.url}"))
     home = (address, "data:", "blob:", "file:")
     page.on("request", lambda r: r.url.startswith(home) or page.bad.append(f"external {r.url}"))
