@@ -24,9 +24,10 @@ ORDER = [
     "worlds.wiki_relations", "worlds.wiki", "worlds.icons",
     "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
-    "agents", "agents.protocol", "agents.rewards", "agents.trajectory", "agents.rollout",
+    "agents", "agents.protocol", "agents.trajectory", "agents.rewards", "agents.cache",
+    "agents.rollout", "agents.scoring", "agents.grpo",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
-    "agents.report", "agents.grpo",
+    "agents.report",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip

@@ -1,53 +1,46 @@
 """Letting a model think, search and answer: batched generation with a search engine in the loop.
 
-Every row keeps its token ids and log-probabilities as sampled; nothing is tokenised twice.
-Within a turn the keys and values of past tokens are cached, and rows that are done leave the batch.
+    prompts -> keys and values, each prompt once
+    for turn in range(searches + 1):
+        sample until every row has closed a search or an answer   # rows that are done step aside
+        search for all that asked; append the passages            # nothing is read twice
+    open the answer's tag for rows that still ask
+
+Every row draws from its own stream of random numbers: an attempt does not depend on the rows beside
+it, the size of the batch or the number of processes, rounding aside.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from minisearch.agents.cache import RowCache
 from minisearch.agents.protocol import Piece, Protocol
 from minisearch.agents.rewards import last_tagged
-from minisearch.retriever import Retriever
-
-if TYPE_CHECKING:
-    from minisearch.models.lm import LanguageModel
+from minisearch.agents.trajectory import Segment, Trajectory, not_carried_out, split_turn
+from minisearch.errors import InputError
+from minisearch.models.lm import LanguageModel
+from minisearch.retriever import Hit, Retriever
 
 _STOPS = ("</search>", "</answer>")
 _WINDOW = 8  # tokens that hold a closing tag, however it is cut into tokens
 
 
-@dataclass
-class Segment:
-    """Tokens of one origin: `prompt`, `policy` (sampled), `information` or `forced` (given)."""
+class NotFiniteError(FloatingPointError):
+    """The model gave something that is no number; `rows` are the attempts as far as they came."""
 
-    kind: str
-    ids: list[int]
-    log_probs: list[float] = field(default_factory=list)  # of sampled tokens, in nats
-
-
-@dataclass
-class Trajectory:
-    """One attempt at one prompt."""
-
-    segments: list[Segment]
-    queries: list[str] = field(default_factory=list)
-    retrieved: list[list[str]] = field(default_factory=list)  # ids of the passages of each search
-    answer: str = ""
-    text: str = ""  # everything after the prompt
-
-    @property
-    def ids(self) -> list[int]:
-        """All tokens, the prompt's first."""
-        return [token for segment in self.segments for token in segment.ids]
+    def __init__(self, rows: Sequence[Trajectory]) -> None:
+        super().__init__("the model's logits are no numbers: its weights have gone astray")
+        self.rows = list(rows)
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,9 @@ class RolloutConfig:
     answer_at_once: bool = False  # the answer's tag is opened after the prompt
     topk: int = 2  # passages a search
     turn_tokens: int = 64  # at most, between two searches
-    batch_size: int = 64
+    block_tokens: int = 512  # of one block of passages; what is beyond is cut off
+    tokens: int = 4096  # of the whole row; no more than the model has positions for
+    batch_size: int = 64  # rows at a time
 
 
 def rollout(
@@ -68,127 +63,283 @@ def rollout(
     protocol: Protocol,
     prompts: Sequence[str],
     config: RolloutConfig,
-    seed: int = 0,
+    seed: int | Sequence[Sequence[int]] = 0,
+    seconds: Counter[str] | None = None,
 ) -> list[Trajectory]:
     """One attempt for each prompt, in the order of the prompts.
 
-    A turn without a closed tag, or with an empty query, ends the attempt with an empty answer.
+    A turn without a closed tag, or with an empty query, ends the attempt with an empty answer. A
+    row that has no room for another turn is treated as one that has used up its searches.
+
+    Args:
+        seed: one number, or one entry a prompt of non-negative numbers.
+        seconds: the wall time of "generate" and "retrieve" is added here.
+
+    Raises:
+        InputError: for a prompt that leaves no room, or a retriever that breaks its protocol.
+        NotFiniteError: where the model's output is no number.
     """
-    generator = torch.Generator(device=lm.model.device).manual_seed(seed)
+    streams = _streams(seed, len(prompts))
+    spent = Counter() if seconds is None else seconds
     was_training = lm.model.training
     lm.model.eval()
     done: list[Trajectory] = []
-    for first in range(0, len(prompts), config.batch_size):
-        batch = prompts[first : first + config.batch_size]
-        rows = [Trajectory([Segment("prompt", lm.encode(prompt))]) for prompt in batch]
-        live = [] if config.answer_at_once else rows
-        for _ in range(config.searches):
-            _generate(lm, live, config, generator)
-            live = _observe(lm, retriever, protocol, live, config)
-        _generate(lm, live, config, generator)
-        unanswered = rows if config.answer_at_once else [r for r in live if _query(lm, r)]
-        for row in unanswered:
-            row.segments.append(Segment("forced", lm.encode("<answer>")))
-        _generate(lm, unanswered, config, generator)
-        done += rows
-    for row in done:
-        row.text = lm.decode([i for s in row.segments[1:] for i in s.ids])
-        row.answer = last_tagged(row.text, "answer")
-    lm.model.train(was_training)
+    try:
+        for first in range(0, len(prompts), config.batch_size):
+            part = slice(first, first + config.batch_size)
+            engine = _Engine(lm, retriever, protocol, config, spent)
+            done += engine.run(prompts[part], streams[part])
+    finally:
+        lm.model.train(was_training)
     return done
 
 
-def _query(lm: LanguageModel, row: Trajectory) -> str:
-    """What the last turn asks the search engine; "" where it asks nothing."""
-    text = lm.decode(row.segments[-1].ids).rstrip()
-    return last_tagged(text, "search") if text.endswith("</search>") else ""
+def _streams(seed: int | Sequence[Sequence[int]], count: int) -> list[np.random.Generator]:
+    entries = [(seed, n) for n in range(count)] if isinstance(seed, int) else list(seed)
+    if len(entries) != count:
+        raise InputError("seed", f"{len(entries)} entries", f"one a prompt, {count}", "add some.")
+    return [np.random.default_rng(list(entry)) for entry in entries]
 
 
-def _observe(
-    lm: LanguageModel,
-    retriever: Retriever,
-    protocol: Protocol,
-    rows: list[Trajectory],
-    config: RolloutConfig,
-) -> list[Trajectory]:
-    """Answer the searches of this turn; the rows that go on."""
-    asked = []
-    for row in rows:
-        query = _query(lm, row)
-        if query:
-            row.queries.append(query)
-            asked.append(row)
-    found = retriever.batch_search([row.queries[-1] for row in asked], config.topk) if asked else []
-    for row, hits in zip(asked, found, strict=True):
-        documents = [hit["document"] for hit in hits]
-        row.retrieved.append([document["id"] for document in documents])
-        text = str(Piece("information", protocol.render(documents)))
-        row.segments.append(Segment("information", lm.encode(text)))
-    return asked
+def _positions(lm: LanguageModel) -> int:
+    return int(getattr(lm.model.config, "max_position_embeddings", None) or 1 << 30)
 
 
-@torch.inference_mode()
-def _generate(
-    lm: LanguageModel, rows: list[Trajectory], config: RolloutConfig, generator: torch.Generator
-) -> None:
-    """Add one sampled segment to each row, up to a closing tag of `_STOPS` or the limit."""
-    if not rows:
-        return
-    ids, mask = _left_padded([row.ids for row in rows], lm.pad_id, lm.model.device)
-    position = mask.cumsum(1) - 1
-    cache, live = DynamicCache(config=lm.model.config), list(rows)
-    for row in rows:
-        row.segments.append(Segment("policy", []))
-    inputs, places = ids, position.clamp(min=0)
-    for _ in range(config.turn_tokens):
-        output = lm.model(
-            input_ids=inputs, attention_mask=mask, position_ids=places, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
-        token, log_prob = _sample(output.logits[:, -1].float(), config.temperature, generator)
-        for row, t, value in zip(live, token.tolist(), log_prob.tolist(), strict=True):
-            row.segments[-1].ids.append(t)
-            row.segments[-1].log_probs.append(value)
-        kept = [n for n, row in enumerate(live) if not _stopped(lm, row.segments[-1].ids)]
-        if not kept:
+@dataclass
+class _Row:
+    """An attempt under way."""
+
+    done: Trajectory
+    stream: np.random.Generator
+    waiting: list[int]  # tokens that the model has not read yet
+    length: int  # of all tokens, read or not
+    opened: str = ""  # a tag that stands open before the turn
+    query: str = ""  # asked for and not answered
+    ids: list[int] = field(default_factory=list)  # of the turn, as are the next two
+    log_probs: list[float] = field(default_factory=list)
+    draws: list[float] = field(default_factory=list)
+
+    def give(self, kind: str, ids: list[int]) -> None:
+        """Append what the environment writes."""
+        self.done.segments.append(Segment(kind, ids))
+        self.waiting = self.waiting + ids
+        self.length += len(ids)
+
+
+class _Engine:
+    """Attempts at one batch of prompts."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        retriever: Retriever,
+        protocol: Protocol,
+        config: RolloutConfig,
+        seconds: Counter[str],
+    ) -> None:
+        self.lm, self.retriever, self.protocol = lm, retriever, protocol
+        self.config, self.seconds = config, seconds
+        self.limit = min(config.tokens, _positions(lm))
+        self.answer_tag = lm.encode("<answer>")
+        self.cache: RowCache | None = None
+        self.order: list[_Row] = []  # as in the cache
+
+    def run(
+        self, prompts: Sequence[str], streams: Sequence[np.random.Generator]
+    ) -> list[Trajectory]:
+        """One attempt a prompt."""
+        rows = [
+            self._start(prompt, stream) for prompt, stream in zip(prompts, streams, strict=True)
+        ]
+        self.order, live = list(rows), rows
+        if self.config.answer_at_once:
+            self._open_answer(rows)
+        else:
+            for _ in range(self.config.searches):
+                self._turn(live)
+                live = self._search(live)
+            self._turn(live)
+            asking = [row for row in rows if row.query]
+            for row in asking:
+                row.done.segments = not_carried_out(row.done.segments)
+            self._open_answer([row for row in asking if self._room(row) > len(self.answer_tag)])
+        for row in rows:
+            row.done.text = self.lm.decode(row.done.ids[row.done.prompt_length :])
+            given = [token for s in row.done.segments if s.kind == "answer" for token in s.ids]
+            row.done.answer = last_tagged(self.lm.decode(given), "answer")
+        return [row.done for row in rows]
+
+    def _start(self, prompt: str, stream: np.random.Generator) -> _Row:
+        ids = self.lm.encode(prompt)
+        if not 0 < len(ids) < self.limit - len(self.answer_tag):
+            expected = f"1 to {self.limit - len(self.answer_tag) - 1}, as a row holds {self.limit}"
+            remedy = "shorten it, or raise `tokens` where the model has the positions."
+            raise InputError(f"prompt {prompt[:40]!r}", f"{len(ids)} tokens", expected, remedy)
+        return _Row(Trajectory([Segment("prompt", ids)]), stream, ids, len(ids))
+
+    def _room(self, row: _Row) -> int:
+        return self.limit - row.length
+
+    def _open_answer(self, rows: list[_Row]) -> None:
+        for row in rows:
+            row.opened = "answer"
+            row.give("answer", self.answer_tag)
+        self._turn(rows)
+
+    def _turn(self, rows: list[_Row]) -> None:
+        """Sample for each row up to a closing tag of `_STOPS`, an end token or a limit."""
+        if not rows:
             return
-        places = places[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        inputs = token[:, None]
-        if len(kept) < len(live):
-            index = torch.tensor(kept, device=token.device)
-            live = [live[n] for n in kept]
-            cache.batch_select_indices(index)
-            inputs, mask, places = inputs[index], mask[index], places[index]
+        began = time.perf_counter()
+        for row in rows:
+            row.ids, row.log_probs, row.query = [], [], ""
+            row.draws = row.stream.random(self.config.turn_tokens).tolist()
+        live, logits = self._read(rows)
+        while live:
+            self._write(live, logits)
+            live = [row for row in live if not self._stopped(row)]
+            if live:
+                live, logits = self._read(live)
+        for row in rows:
+            self._end_turn(row)
+        self.seconds["generate"] += time.perf_counter() - began
+
+    def _end_turn(self, row: _Row) -> None:
+        segments = split_turn(self.lm, row.ids, row.log_probs, row.opened)
+        row.done.segments += segments
+        row.length += len(row.ids)
+        row.ids, row.opened = [], ""
+        if [s.kind for s in segments[-3:]] == ["search", "query", "search"]:
+            row.query = self.lm.decode(segments[-2].ids).strip()
+
+    @torch.inference_mode()
+    def _read(self, rows: list[_Row]) -> tuple[list[_Row], Tensor]:
+        """Let the model read what rows wait with; the rows in the cache's order, next logits.
+
+        Shape: -> B rows, (B, V).
+        """
+        if self.cache is None:
+            return rows, self._read_prompts(rows)
+        self._arrange(rows)
+        rows = self.order[: len(rows)]
+        return rows, self._forward(self.cache, [row.waiting for row in rows], rows)
+
+    def _read_prompts(self, rows: list[_Row]) -> Tensor:
+        """Read each different prompt once, then give every row its own copy."""
+        different = {tuple(row.waiting): n for n, row in reversed(list(enumerate(rows)))}
+        number = {waiting: n for n, waiting in enumerate(different)}
+        sources = torch.tensor([number[tuple(row.waiting)] for row in rows])
+        sources = sources.to(self.lm.model.device)
+        self.cache = RowCache(len(different), self.lm.model.device)
+        logits = self._forward(self.cache, list(map(list, different)), rows)
+        self.cache.spread(sources)
+        return logits[sources]
+
+    def _forward(self, cache: RowCache, tokens: list[list[int]], rows: list[_Row]) -> Tensor:
+        width = max(map(len, tokens))
+        ids = torch.tensor([[self.lm.pad_id] * (width - len(t)) + t for t in tokens])
+        counts = torch.tensor([len(t) for t in tokens])
+        device = self.lm.model.device
+        places, mask = cache.advance(counts.to(device), width)
+        output = self.lm.model(
+            input_ids=ids.to(device), attention_mask=mask, position_ids=places,
+            past_key_values=cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        for row in rows:
+            row.waiting = []
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _arrange(self, rows: list[_Row]) -> None:
+        """Bring rows to the front of the cache."""
+        assert self.cache is not None
+        chosen, count = set(map(id, rows)), len(rows)
+        free = [n for n in range(count) if id(self.order[n]) not in chosen]
+        late = [n for n in range(count, len(self.order)) if id(self.order[n]) in chosen]
+        self.cache.exchange(free, late)
+        for a, b in zip(free, late, strict=True):
+            self.order[a], self.order[b] = self.order[b], self.order[a]
+        self.cache.active = count
+
+    def _write(self, rows: list[_Row], logits: Tensor) -> None:
+        """Add one token to each row. Shape: logits (B, V)."""
+        draws = torch.tensor([row.draws[len(row.ids)] for row in rows], device=logits.device)
+        tokens, log_probs = sample(logits, self.config.temperature, draws)
+        for row, token, value in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
+            if not math.isfinite(value):
+                for unfinished in rows:
+                    self._end_turn(unfinished)
+                raise NotFiniteError([row.done for row in self.order])
+            row.ids.append(token)
+            row.log_probs.append(value)
+            row.waiting = [token]
+
+    def _stopped(self, row: _Row) -> bool:
+        full = len(row.ids) == self.config.turn_tokens or len(row.ids) == self._room(row)
+        if full or row.ids[-1] in self.lm.end_ids:
+            return True
+        pieces = self.lm.pieces(row.ids[-_WINDOW:])
+        return ">" in pieces[-1] and "".join(pieces).rstrip().endswith(_STOPS)
+
+    def _search(self, rows: list[_Row]) -> list[_Row]:
+        """Answer the searches of this turn; the rows that go on."""
+        asked = [row for row in rows if row.query]
+        if not asked:
+            return []
+        began = time.perf_counter()
+        found = self.retriever.batch_search([row.query for row in asked], self.config.topk)
+        check_hits(found, len(asked))
+        self.seconds["retrieve"] += time.perf_counter() - began
+        going = []
+        for row, hits in zip(asked, found, strict=True):
+            block = self._block(hits)
+            if self._room(row) - len(block) <= len(self.answer_tag):
+                continue
+            row.done.queries.append(row.query)
+            row.done.retrieved.append([hit["document"]["id"] for hit in hits])
+            row.give("documents", block)
+            row.query = ""
+            going.append(row)
+        return going
+
+    def _block(self, hits: Sequence[Hit]) -> list[int]:
+        """The passages as tokens, the closing tag in any case."""
+        text = self.protocol.render([hit["document"] for hit in hits])
+        ids = self.lm.encode(str(Piece("information", text)))
+        if len(ids) <= self.config.block_tokens:
+            return ids
+        close = self.lm.encode("</information>")
+        return [*ids[: max(1, self.config.block_tokens - len(close))], *close]
 
 
-def _sample(
-    logits: Tensor, temperature: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """One token a row and its log-probability at temperature 1. Shape: (B, V) -> (B,), (B,)."""
+def check_hits(found: Any, count: int) -> None:
+    """Raises: InputError where a retriever's answer to `count` queries breaks its protocol."""
+    expected = f"{count} lists of hits with document id and contents"
+    remedy = "correct the retriever; see `minisearch.retriever.Retriever`."
+    lists = found if isinstance(found, list) else None
+    if lists is None or len(lists) != count:
+        given = type(found).__name__ if lists is None else f"{len(lists)} lists"
+        raise InputError("retriever", given, expected, remedy)
+    for hits in lists:
+        for hit in hits if isinstance(hits, list) else [hits]:
+            document = hit.get("document") if isinstance(hit, dict) else None
+            fields = document if isinstance(document, dict) else {}
+            if not all(isinstance(fields.get(name), str) for name in ("id", "contents")):
+                raise InputError("retriever", repr(hit)[:80], expected, remedy)
+
+
+def sample(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """One token a row and its log-probability at temperature 1.
+
+    The token is where the cumulated probabilities pass the row's draw, a number from 0 to 1.
+
+    Shape: (B, V), (B,) -> (B,), (B,).
+    """
     log_probs = logits.log_softmax(-1)
     if temperature == 0:
         token = log_probs.argmax(-1)
     else:
-        shares = (logits / temperature).softmax(-1)
-        token = torch.multinomial(shares, 1, generator=generator)[:, 0]
+        reached = (logits.double() / temperature).softmax(-1).cumsum(-1)  # (B, V)
+        point = draws.double()[:, None] * reached[:, -1:]
+        token = torch.searchsorted(reached, point, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
     return token, log_probs.gather(1, token[:, None])[:, 0]
-
-
-def _stopped(lm: LanguageModel, ids: list[int]) -> bool:
-    if ids[-1] in lm.end_ids:
-        return True
-    return lm.decode(ids[-_WINDOW:]).rstrip().endswith(_STOPS)
-
-
-def _left_padded(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Token ids filled up on the left, and 1 where they are real. Shape: -> (B, L), (B, L)."""
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for n, row in enumerate(rows):
-        ids[n, width - len(row) :] = torch.tensor(row)
-        mask[n, width - len(row) :] = 1
-    return ids.to(device), mask.to(device)

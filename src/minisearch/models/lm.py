@@ -8,7 +8,8 @@ that look at the previous token; here two heads of the first layer do so from th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class LanguageModel:
 
     model: Any  # any class of AutoModelForCausalLM
     tokenizer: Any
+    _pieces: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text as it stands: nothing is added, tags and turn marks are known."""
@@ -94,6 +96,13 @@ class LanguageModel:
         """Text of token ids, tags included."""
         text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return text
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token by itself, tags included."""
+        for token in ids:
+            if token not in self._pieces:
+                self._pieces[token] = self.decode([token])
+        return [self._pieces[token] for token in ids]
 
     @property
     def pad_id(self) -> int:
@@ -110,9 +119,11 @@ class LanguageModel:
 
     @torch.inference_mode()
     def answer_log_prob(
-        self, prefixes: list[str], answers: list[str], batch_size: int = 64
+        self, prefixes: Sequence[str | list[int]], answers: Sequence[str], batch_size: int = 64
     ) -> Tensor:
         """Mean log-probability in nats of an answer's tokens after a prefix and `<answer>`.
+
+        A prefix is text, or the token ids of an attempt as far as it came.
 
         Shape: N prefixes, N answers -> (N,) float32.
 
@@ -126,7 +137,12 @@ class LanguageModel:
         found = []
         for start in range(0, len(prefixes), batch_size):
             part = slice(start, start + batch_size)
-            before = [self.encode(f"{prefix} <answer>") for prefix in prefixes[part]]
+            before = [
+                [*p, *self.encode(" <answer>")]
+                if isinstance(p, list)
+                else self.encode(f"{p} <answer>")
+                for p in prefixes[part]
+            ]
             after = [self.encode(f" {answer}") for answer in answers[part]]
             if not all(after):
                 found_at = f"answer {start + after.index([])}"

@@ -1,0 +1,101 @@
+"""Keys and values of rows that advance at their own pace, for any transformers decoder.
+
+Transformers' own cache joins new columns to old ones at every token, for all rows at once. Here
+every row writes at its own length into room made in advance. Rows that pause are exchanged with
+the last ones, so that those still at work stand together and are used without being copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+_GROWTH = 128  # columns added at a time
+
+
+class RowCache(Cache):
+    """Keys and values of `rows` rows, of which the first `active` take part.
+
+    Column 0 is for padding: what lands there is seen by padding alone. Position p of a row is
+    column p + 1.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        super().__init__(layers=[])
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.active = rows
+        self._stores: list[list[Tensor]] = []  # a layer: keys, values, each (rows, H, columns, D)
+        self._places = self.lengths[:, None]
+        self._rows = torch.arange(rows, device=device)[:, None]
+        self._width = 0
+
+    def advance(self, counts: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """Make room for `counts` new tokens a row, given in `width` columns filled up on the left.
+
+        Shape: counts (active,) -> positions (active, width), mask (active, 1, width, columns).
+        """
+        start = self.lengths[: self.active]
+        device = start.device
+        offset = torch.arange(width, device=device) - (width - counts)[:, None]  # (active, width)
+        self._places = torch.where(offset < 0, 0, start[:, None] + offset + 1)
+        self.lengths[: self.active] = start + counts
+        self._width = int(self.lengths[: self.active].max()) + 1
+        columns = torch.arange(self._width, device=device)
+        seen = (columns >= 1) & (columns <= self._places[..., None])
+        mask = torch.where(self._places[..., None] == 0, columns == 0, seen)
+        return (self._places - 1).clamp(min=0), mask[:, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new keys and values; all of the active rows. Called by the model's layers.
+
+        Shape: (active, H, T, D) twice -> (active, H, columns, D) twice.
+        """
+        if layer_idx == len(self._stores):
+            self._stores.append([key_states.new_empty(0), value_states.new_empty(0)])
+        store = self._stores[layer_idx]
+        for n, states in enumerate((key_states, value_states)):
+            store[n] = self._roomy(store[n], states)
+            rows = self._rows[: self.active]
+            store[n][rows, :, self._places] = states.transpose(1, 2)
+        keys, values = (part[: self.active, :, : self._width] for part in store)
+        return keys, values
+
+    def _roomy(self, store: Tensor, states: Tensor) -> Tensor:
+        """The store with at least the columns needed now."""
+        columns = store.shape[2] if store.numel() else 0
+        if columns >= self._width:
+            return store
+        _, heads, _, size = states.shape
+        grown = states.new_zeros(len(self._rows), heads, self._width + _GROWTH, size)
+        if columns:
+            grown[:, :, :columns] = store
+        return grown
+
+    def spread(self, sources: Tensor) -> None:
+        """Give each row a copy of another one. Shape: sources (rows,), old row numbers."""
+        self.lengths = self.lengths[sources]
+        self.active = len(sources)
+        self._rows = torch.arange(len(sources), device=sources.device)[:, None]
+        self._stores = [[part[sources] for part in store] for store in self._stores]
+
+    def exchange(self, first: Sequence[int], second: Sequence[int]) -> None:
+        """Exchange rows pairwise; no row may be named twice."""
+        if not first:
+            return
+        a = torch.tensor([*first, *second], device=self.lengths.device)
+        b = torch.tensor([*second, *first], device=self.lengths.device)
+        used = int(self.lengths[b].max()) + 1
+        self.lengths[a] = self.lengths[b]
+        for store in self._stores:
+            for part in store:
+                part[a, :, :used] = part[b, :, :used]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens of the longest active row."""
+        return int(self.lengths[: self.active].max())

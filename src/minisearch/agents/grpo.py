@@ -1,0 +1,391 @@
+"""Group relative policy optimisation with a search engine in the loop.
+
+One step, as `GRPO.training_step` does it::
+
+    attempts = rollout(each question, `group` times)
+    advantages = (reward - mean of the group) / (standard deviation of the group)
+    for part in minibatches:
+        ratio = exp(log_prob - log_prob when sampled)              # of every token
+        loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A) + kl * k3
+        average over the tokens that the model wrote; backward; clip; step
+
+A method that adds to this gives the module one function that returns more advantage per token, or
+one that returns a further loss; neither changes the loop.
+
+Source: DeepSeekMath (arXiv 2402.03300); with search, Search-R1 (arXiv 2503.09516).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minisearch.agents.protocol import Protocol, protocol_of
+from minisearch.agents.rewards import Reward, exact_match_reward
+from minisearch.agents.rollout import NotFiniteError, RolloutConfig, rollout
+from minisearch.agents.scoring import log_prob_of, logits_before, passes, token_log_probs
+from minisearch.agents.trajectory import Batch, Trajectory, collate
+from minisearch.data.qa import Question
+from minisearch.errors import InputError, one_of
+from minisearch.lit import Module
+from minisearch.models.lm import LanguageModel
+from minisearch.retriever import Retriever
+from minisearch.storage import build_dir
+
+AVERAGES = ("token", "sequence")
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Everything between the attempts and the optimiser."""
+
+    group: int = 8  # attempts a question
+    minibatches: int = 2  # updates a step
+    clip_low: float = 0.2  # the ratio may fall by this much
+    clip_high: float = 0.2  # and rise by this much
+    kl: float = 0.0  # weight of the divergence from the reference model
+    average: str = "token"  # or "sequence": every attempt weighs the same, however long
+    standardise: bool = True  # divide by the group's standard deviation
+    mask_observations: bool = True  # False: the loss is also taken over passages, a known mistake
+    gradient_norm: float = 1.0  # greatest norm of the gradient
+
+    def __post_init__(self) -> None:
+        if self.average not in AVERAGES:
+            raise one_of("parameter average", self.average, list(AVERAGES))
+        for name, least in (("group", 2), ("minibatches", 1)):
+            if getattr(self, name) < least:
+                found = str(getattr(self, name))
+                raise InputError(f"parameter {name}", found, f"{least} or more", f"raise {name}.")
+        if self.minibatches > self.group:
+            found, expected = str(self.minibatches), f"at most {self.group}, the group's attempts"
+            raise InputError("parameter minibatches", found, expected, "lower minibatches.")
+
+
+@dataclass
+class Step:
+    """The attempts of one step, scored: what a further advantage or loss can use.
+
+    Shape: N attempts, those of one question side by side; L tokens of the longest.
+    """
+
+    attempts: list[Trajectory]
+    questions: list[Question]  # of each attempt
+    rewards: Tensor  # (N,)
+    batch: Batch
+    mask: Tensor  # (N, L) bool, tokens that the loss is taken over
+    advantages: Tensor  # (N, L), 0 outside the mask
+    old: Tensor  # (N, L) log-probabilities when sampled
+    reference: Tensor | None = None  # (N, L) log-probabilities of the reference model
+
+
+@dataclass
+class Part:
+    """Some attempts of a step in one pass, with gradients.
+
+    Shape: B attempts, cut to L' tokens; M of their tokens are in the mask.
+    """
+
+    rows: Tensor  # (B,) numbers of the attempts in the step
+    mask: Tensor  # (B, L') bool
+    logits: Tensor  # (M, V), row by row
+    log_probs: Tensor  # (M,) of the tokens that were sampled
+
+
+ExtraAdvantage = Callable[[Step], Tensor]  # -> (N, L), added to the step's advantages
+ExtraLoss = Callable[[Step, Part], Tensor]  # -> the part's share of a further loss, a scalar
+
+
+def group_advantages(rewards: Tensor, standardise: bool = True, epsilon: float = 1e-6) -> Tensor:
+    """How much better than its group each attempt was.
+
+    The standard deviation is the unbiased one, as in Search-R1's code. A dead group, whose rewards
+    are all the same, has advantages of exactly 0. Shape: (Q, G) -> (Q, G).
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    centred = torch.where(dead_groups(rewards)[:, None], 0.0, centred)
+    return centred / (rewards.std(1, keepdim=True) + epsilon) if standardise else centred
+
+
+def dead_groups(rewards: Tensor) -> Tensor:
+    """Groups that teach nothing, all rewards being equal. Shape: (Q, G) -> (Q,) bool."""
+    return (rewards == rewards[:, :1]).all(1)
+
+
+def group_statistics(rewards: Tensor, most: float = 1.0) -> dict[str, float]:
+    """Shares of groups that are dead, all at reward 0, all at the highest reward `most`."""
+    return {
+        "dead groups": float(dead_groups(rewards).float().mean()),
+        "all wrong": float((rewards == 0).all(1).float().mean()),
+        "all right": float((rewards == most).all(1).float().mean()),
+    }
+
+
+def clipped_loss(
+    new: Tensor, old: Tensor, advantages: Tensor, low: float, high: float
+) -> tuple[Tensor, Tensor]:
+    """The clipped surrogate of every token, and where the clip took its gradient away.
+
+    Shape: three (M,) -> (M,), (M,) bool. Source: PPO (arXiv 1707.06347), eq. 7.
+    """
+    ratio = (new - old).exp()
+    free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    return -torch.minimum(free, held), held < free
+
+
+def k3(new: Tensor, reference: Tensor) -> Tensor:
+    """An estimate of KL(new || reference) from tokens sampled by new, never negative.
+
+    The difference is limited to 10 nats. Shape: (M,), (M,) -> (M,).
+
+    Source: Schulman, "Approximating KL divergence" (2020); the limit is Search-R1's.
+    """
+    difference = (reference - new).clamp(-10, 10)
+    return difference.exp() - difference - 1
+
+
+class GRPO(Module):
+    """Trains a language model to search, question by question.
+
+    `fit` with `Batches({"question": numbers}, batch_size=...)` decides which questions make a step;
+    `history` then has a row a step: rollouts so far, reward, further measures, group statistics, entropy, and the
+    seconds spent on "generate", "retrieve", "score" and "update".
+
+    Args:
+        lm: the policy, trained in place.
+        retriever: the search engine.
+        questions: what the numbers in the batches stand for.
+        config, attempts: how to learn, and how far an attempt may go.
+        reward: of one attempt.
+        measures: further values of one attempt, logged by name.
+        reference: the model to stay near where `config.kl` is not 0; the start, as a rule.
+        extra_advantage, extra_loss: what a method adds.
+        seed: of all sampling.
+
+    Raises:
+        InputError: where logits or gradients stop being numbers; the step is saved first.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        retriever: Retriever,
+        questions: Sequence[Question],
+        config: GRPOConfig,
+        attempts: RolloutConfig,
+        reward: Reward = exact_match_reward,
+        measures: dict[str, Reward] | None = None,
+        reference: Any = None,
+        extra_advantage: ExtraAdvantage | None = None,
+        extra_loss: ExtraLoss | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.lm, self.model, self.retriever = lm, lm.model, retriever
+        self.questions, self.config, self.attempts = questions, config, attempts
+        self.reward, self.measures = reward, measures or {}
+        self.extra_advantage, self.extra_loss = extra_advantage, extra_loss
+        self.protocol: Protocol = protocol_of(lm.tokenizer)
+        self.seed, self.steps = seed, 0
+        if (config.kl != 0) != (reference is not None):
+            found = f"kl {config.kl:g} {'with' if reference is not None else 'without'} a reference"
+            raise InputError("GRPO", found, "a reference if and only if kl is not 0", "add it.")
+        self.reference = reference.eval().requires_grad_(False) if reference is not None else None
+
+    def configure_optimizers(self) -> Any:
+        self.total_steps *= self.config.minibatches
+        found = super().configure_optimizers()
+        for group in found[0][0].param_groups:
+            group["betas"] = (0.9, 0.95)
+        return found
+
+    def training_step(self, batch: dict[str, Tensor], _: int) -> None:
+        numbers = [n for n in batch["question"].tolist() for _ in range(self.config.group)]
+        seconds: Counter[str] = Counter(generate=0, retrieve=0)
+        try:
+            attempts = self._roll_out(numbers, seconds)
+            began = time.perf_counter()
+            step = self._score(attempts, [self.questions[n] for n in numbers])
+            seconds["score"] = time.perf_counter() - began
+            values = self._update(step)
+        except NotFiniteError as error:
+            raise self._failed(numbers, error) from error
+        seconds["update"] = time.perf_counter() - began - seconds["score"]
+        self.steps += 1
+        values |= self._described(step) | {f"seconds {n}": float(s) for n, s in seconds.items()}
+        means = {
+            n: float(self._mean(torch.tensor(v, device=self.device))) for n, v in values.items()
+        }
+        self._record({"rollouts": self.steps * len(attempts) * self.trainer.world_size, **means})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["grpo_steps"] = self.steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.steps = checkpoint["grpo_steps"]
+
+    # -- the three parts of a step -----------------------------------------------------------------
+
+    def _roll_out(self, numbers: list[int], seconds: Counter[str]) -> list[Trajectory]:
+        prompts = [
+            self.protocol.prompt(self.lm.tokenizer, self.questions[n]["question"]) for n in numbers
+        ]
+        group = self.config.group
+        seeds = [(self.seed, self.steps, n, place % group) for place, n in enumerate(numbers)]
+        return rollout(
+            self.lm, self.retriever, self.protocol, prompts, self.attempts, seeds, seconds
+        )
+
+    def _score(self, attempts: list[Trajectory], questions: list[Question]) -> Step:
+        pairs = list(zip(attempts, questions, strict=True))
+        rewards = torch.tensor([self.reward(a, q) for a, q in pairs], device=self.device)
+        batch = collate(attempts, self.lm.pad_id).to(self.device)
+        mask = batch.policy if self.config.mask_observations else batch.policy | batch.observation
+        grouped = group_advantages(rewards.view(-1, self.config.group), self.config.standardise)
+        step = Step(
+            attempts, questions, rewards, batch, mask,
+            advantages=grouped.view(-1, 1) * mask,
+            old=batch.log_probs,
+        )  # fmt: skip
+        if not self.config.mask_observations:  # of passages no log-probabilities were sampled
+            step.old = step.old + token_log_probs(self.model, batch, batch.observation)
+        if self.reference is not None:
+            step.reference = token_log_probs(self.reference, batch, mask)
+        if self.extra_advantage is not None:
+            step.advantages = step.advantages + self.extra_advantage(step) * mask
+        return step
+
+    def _update(self, step: Step) -> dict[str, float]:
+        place = torch.arange(len(step.attempts)) % self.config.group
+        self.train()
+        optimiser, schedule = self.optimizers(), self.lr_schedulers()
+        sums: Counter[str] = Counter()
+        for number in range(self.config.minibatches):  # some attempts of every group in each
+            rows = (place % self.config.minibatches == number).nonzero()[:, 0]
+            optimiser.zero_grad(set_to_none=False)
+            self._backward(step, rows, sums)
+            sums["gradient norm"] += self._gradient_norm() / self.config.minibatches
+            optimiser.step()
+            schedule.step()
+        tokens = max(sums.pop("tokens"), 1.0)
+        clipped, kl = sums.pop("clipped") / tokens, sums.pop("kl") / tokens
+        return {"loss": sums.pop("loss"), "clipped": clipped, "kl to old": kl, **sums}
+
+    def _backward(self, step: Step, rows: Tensor, sums: Counter[str]) -> None:
+        """Gradients of a minibatch, summed over passes and processes.
+
+        Attempts without any advantage have no gradient and are left out; they still count in the
+        average.
+        """
+        config, share = self.config, self._shares(step.mask[rows])
+        needed = bool(config.kl) or self.extra_loss is not None
+        used = (step.advantages[rows] != 0).any(1) | needed
+        weights = dict(zip(rows.tolist(), share.tolist(), strict=True))
+        rows = rows.to(self.device)[used]
+        for part_rows in passes(step.batch.real[rows].sum(1)):
+            chosen = rows[part_rows]
+            batch = step.batch.select(chosen)
+            mask = step.mask[chosen, : batch.ids.shape[1]]
+            logits = logits_before(self.model, batch.ids, mask)
+            part = Part(chosen, mask, logits, log_prob_of(logits, batch.ids[mask]))
+            of = partial(self._at, part)
+            values, clipped = clipped_loss(
+                part.log_probs, of(step.old), of(step.advantages), config.clip_low, config.clip_high
+            )
+            if step.reference is not None:
+                values = values + config.kl * k3(part.log_probs, of(step.reference))
+            weight = torch.tensor([weights[n] for n in chosen.tolist()], device=self.device)
+            loss = (values * weight[:, None].expand(mask.shape)[mask]).sum()
+            if self.extra_loss is not None:
+                loss = loss + self.extra_loss(step, part)
+            if not torch.isfinite(loss):
+                raise NotFiniteError(step.attempts)
+            loss.backward()
+            sums["loss"] += loss.item() / config.minibatches
+            sums["tokens"] += mask.sum().item()
+            sums["clipped"] += clipped.sum().item()
+            sums["kl"] += k3(part.log_probs, of(step.old)).sum().item()
+
+    @staticmethod
+    def _at(part: Part, values: Tensor) -> Tensor:
+        """Values of a step's tokens, at those of a part. Shape: (N, L) -> (M,)."""
+        return values[part.rows, : part.mask.shape[1]][part.mask]
+
+    def _shares(self, mask: Tensor) -> Tensor:
+        """The weight of each token of an attempt in the mean over all processes.
+
+        Shape: (B, L) -> (B,).
+        """
+        counts = mask.sum(1).double()
+        by_token = self.config.average == "token"
+        total = counts.sum() if by_token else torch.tensor(float(len(counts)), device=mask.device)
+        total = _summed(total.double()).clamp(min=1)
+        return (torch.ones_like(counts) if by_token else 1 / counts.clamp(min=1)) / total
+
+    def _gradient_norm(self) -> float:
+        """Add up the gradients of all processes and limit their norm; what it was."""
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if dist.is_available() and dist.is_initialized():
+            flat = _summed(torch.cat([p.grad.flatten() for p in trained]))
+            sizes = [p.numel() for p in trained]
+            for parameter, gradient in zip(trained, flat.split(sizes), strict=True):
+                parameter.grad.copy_(gradient.view_as(parameter))
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.config.gradient_norm))
+        if not np.isfinite(norm):
+            raise NotFiniteError([])
+        return norm
+
+    # -- what is logged and saved ------------------------------------------------------------------
+
+    def _described(self, step: Step) -> dict[str, float]:
+        rewards = step.rewards.view(-1, self.config.group)
+        policy = step.batch.policy
+        pairs = list(zip(step.attempts, step.questions, strict=True))
+        measured = {
+            n: float(np.mean([f(a, q) for a, q in pairs])) for n, f in self.measures.items()
+        }
+        return {
+            "reward": float(rewards.mean()),
+            **measured,
+            **group_statistics(rewards),
+            "searches": float(np.mean([len(a.queries) for a in step.attempts])),
+            "entropy": -float(step.batch.log_probs[policy].mean()),  # an estimate, at temperature 1
+            "written tokens": float(policy.sum(1).float().mean()),
+        }
+
+    def _failed(self, numbers: list[int], error: NotFiniteError) -> InputError:
+        """Save the step that failed; the error to raise."""
+        folder = build_dir() / "failed"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step-{self.steps}-process-{self.global_rank}.pt"
+        saved = {
+            "step": self.steps,
+            "questions": numbers,
+            "attempts": [row.ids for row in error.rows],
+            "weights": self.model.state_dict(),
+        }
+        torch.save(saved, path)
+        remedy = "lower the learning rate or the clip, and start again from a checkpoint."
+        found = f"{error}; weights and attempts are in {path}"
+        return InputError(f"training step {self.steps}", found, "finite numbers", remedy)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over all processes; on one, the values themselves."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+    return values
