@@ -25,7 +25,7 @@ ORDER = [
     "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm", "beam",
     "agents", "agents.protocol", "agents.trajectory", "agents.rewards", "agents.cache",
-    "agents.rollout", "agents.scoring", "agents.grpo",
+    "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
     "agents.report",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",

@@ -18,7 +18,7 @@ Source: DeepSeekMath (arXiv 2402.03300); with search, Search-R1 (arXiv 2503.0951
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from minisearch.agents.objective import clipped_loss, group_advantages, group_statistics, k3
 from minisearch.agents.protocol import Protocol, protocol_of
 from minisearch.agents.rewards import Reward, exact_match_reward
 from minisearch.agents.rollout import NotFiniteError, RolloutConfig, rollout
@@ -104,60 +105,12 @@ ExtraAdvantage = Callable[[Step], Tensor]  # -> (N, L), added to the step's adva
 ExtraLoss = Callable[[Step, Part], Tensor]  # -> the part's share of a further loss, a scalar
 
 
-def group_advantages(rewards: Tensor, standardise: bool = True, epsilon: float = 1e-6) -> Tensor:
-    """How much better than its group each attempt was.
-
-    The standard deviation is the unbiased one, as in Search-R1's code. A dead group, whose rewards
-    are all the same, has advantages of exactly 0. Shape: (Q, G) -> (Q, G).
-    """
-    centred = rewards - rewards.mean(1, keepdim=True)
-    centred = torch.where(dead_groups(rewards)[:, None], 0.0, centred)
-    return centred / (rewards.std(1, keepdim=True) + epsilon) if standardise else centred
-
-
-def dead_groups(rewards: Tensor) -> Tensor:
-    """Groups that teach nothing, all rewards being equal. Shape: (Q, G) -> (Q,) bool."""
-    return (rewards == rewards[:, :1]).all(1)
-
-
-def group_statistics(rewards: Tensor, most: float = 1.0) -> dict[str, float]:
-    """Shares of groups that are dead, all at reward 0, all at the highest reward `most`."""
-    return {
-        "dead groups": float(dead_groups(rewards).float().mean()),
-        "all wrong": float((rewards == 0).all(1).float().mean()),
-        "all right": float((rewards == most).all(1).float().mean()),
-    }
-
-
-def clipped_loss(
-    new: Tensor, old: Tensor, advantages: Tensor, low: float, high: float
-) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate of every token, and where the clip took its gradient away.
-
-    Shape: three (M,) -> (M,), (M,) bool. Source: PPO (arXiv 1707.06347), eq. 7.
-    """
-    ratio = (new - old).exp()
-    free, held = ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
-    return -torch.minimum(free, held), held < free
-
-
-def k3(new: Tensor, reference: Tensor) -> Tensor:
-    """An estimate of KL(new || reference) from tokens sampled by new, never negative.
-
-    The difference is limited to 10 nats. Shape: (M,), (M,) -> (M,).
-
-    Source: Schulman, "Approximating KL divergence" (2020); the limit is Search-R1's.
-    """
-    difference = (reference - new).clamp(-10, 10)
-    return difference.exp() - difference - 1
-
-
 class GRPO(Module):
     """Trains a language model to search, question by question.
 
     `fit` with `Batches({"question": numbers}, batch_size=...)` decides which questions make a step;
-    `history` then has a row a step: rollouts so far, reward, further measures, group statistics, entropy, and the
-    seconds spent on "generate", "retrieve", "score" and "update".
+    `history` then has a row a step: rollouts so far, reward, further measures, group statistics,
+    entropy, and the seconds spent on "generate", "retrieve", "score" and "update".
 
     Args:
         lm: the policy, trained in place.
@@ -208,9 +161,9 @@ class GRPO(Module):
             group["betas"] = (0.9, 0.95)
         return found
 
-    def training_step(self, batch: dict[str, Tensor], _: int) -> None:
+    def training_step(self, batch: dict[str, Tensor], _: int) -> Any:
         numbers = [n for n in batch["question"].tolist() for _ in range(self.config.group)]
-        seconds: Counter[str] = Counter(generate=0, retrieve=0)
+        seconds: defaultdict[str, float] = defaultdict(float)
         try:
             attempts = self._roll_out(numbers, seconds)
             began = time.perf_counter()
@@ -237,7 +190,7 @@ class GRPO(Module):
 
     # -- the three parts of a step -----------------------------------------------------------------
 
-    def _roll_out(self, numbers: list[int], seconds: Counter[str]) -> list[Trajectory]:
+    def _roll_out(self, numbers: list[int], seconds: defaultdict[str, float]) -> list[Trajectory]:
         prompts = [
             self.protocol.prompt(self.lm.tokenizer, self.questions[n]["question"]) for n in numbers
         ]
@@ -269,8 +222,9 @@ class GRPO(Module):
     def _update(self, step: Step) -> dict[str, float]:
         place = torch.arange(len(step.attempts)) % self.config.group
         self.train()
-        optimiser, schedule = self.optimizers(), self.lr_schedulers()
-        sums: Counter[str] = Counter()
+        optimiser: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        sums: dict[str, float] = defaultdict(float)
         for number in range(self.config.minibatches):  # some attempts of every group in each
             rows = (place % self.config.minibatches == number).nonzero()[:, 0]
             optimiser.zero_grad(set_to_none=False)
@@ -282,7 +236,7 @@ class GRPO(Module):
         clipped, kl = sums.pop("clipped") / tokens, sums.pop("kl") / tokens
         return {"loss": sums.pop("loss"), "clipped": clipped, "kl to old": kl, **sums}
 
-    def _backward(self, step: Step, rows: Tensor, sums: Counter[str]) -> None:
+    def _backward(self, step: Step, rows: Tensor, sums: dict[str, float]) -> None:
         """Gradients of a minibatch, summed over passes and processes.
 
         Attempts without any advantage have no gradient and are left out; they still count in the

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +64,7 @@ def rollout(
     prompts: Sequence[str],
     config: RolloutConfig,
     seed: int | Sequence[Sequence[int]] = 0,
-    seconds: Counter[str] | None = None,
+    seconds: defaultdict[str, float] | None = None,
 ) -> list[Trajectory]:
     """One attempt for each prompt, in the order of the prompts.
 
@@ -80,7 +80,7 @@ def rollout(
         NotFiniteError: where the model's output is no number.
     """
     streams = _streams(seed, len(prompts))
-    spent = Counter() if seconds is None else seconds
+    spent = defaultdict(float) if seconds is None else seconds
     was_training = lm.model.training
     lm.model.eval()
     done: list[Trajectory] = []
@@ -135,7 +135,7 @@ class _Engine:
         retriever: Retriever,
         protocol: Protocol,
         config: RolloutConfig,
-        seconds: Counter[str],
+        seconds: defaultdict[str, float],
     ) -> None:
         self.lm, self.retriever, self.protocol = lm, retriever, protocol
         self.config, self.seconds = config, seconds
