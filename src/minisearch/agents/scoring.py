@@ -17,7 +17,7 @@ from torch import Tensor
 from minisearch.agents.trajectory import Batch, Trajectory, collate
 from minisearch.models.lm import LanguageModel
 
-PASS_TOKENS = 2048  # padded tokens in one pass: what stays in the cache of a CPU core
+PASS_TOKENS = 1024  # padded tokens in one pass: what stays in the cache of a CPU core
 
 
 def logits_before(model: Any, ids: Tensor, where: Tensor) -> Tensor:
