@@ -25,18 +25,26 @@ from torch import Tensor
 
 from minisearch.agents.cache import RowCache
 from minisearch.agents.protocol import Piece, Protocol
-from minisearch.agents.rewards import last_tagged
-from minisearch.agents.trajectory import Segment, Trajectory, not_carried_out, split_turn
+from minisearch.agents.trajectory import (
+    Segment,
+    Trajectory,
+    closed_blocks,
+    not_carried_out,
+    split_turn,
+)
 from minisearch.errors import InputError
 from minisearch.models.lm import LanguageModel
 from minisearch.retriever import Hit, Retriever
 
 _STOPS = ("</search>", "</answer>")
-_WINDOW = 8  # tokens that hold a closing tag, however it is cut into tokens
+_WINDOW = max(map(len, _STOPS))  # tokens that hold a closing tag, even at one character each
 
 
 class NotFiniteError(FloatingPointError):
-    """The model gave something that is no number; `rows` are the attempts as far as they came."""
+    """The model gave something that is no number.
+
+    `rows` are the attempts as far as they came, in the order of their prompts.
+    """
 
     def __init__(self, rows: Sequence[Trajectory]) -> None:
         super().__init__("the model's logits are no numbers: its weights have gone astray")
@@ -89,6 +97,9 @@ def rollout(
             part = slice(first, first + config.batch_size)
             engine = _Engine(lm, retriever, protocol, config, spent)
             done += engine.run(prompts[part], streams[part])
+    except NotFiniteError as error:
+        error.rows = done + error.rows
+        raise
     finally:
         lm.model.train(was_training)
     return done
@@ -142,16 +153,16 @@ class _Engine:
         self.limit = min(config.tokens, _positions(lm))
         self.answer_tag = lm.encode("<answer>")
         self.cache: RowCache | None = None
+        self.rows: list[_Row] = []  # as the prompts
         self.order: list[_Row] = []  # as in the cache
 
     def run(
         self, prompts: Sequence[str], streams: Sequence[np.random.Generator]
     ) -> list[Trajectory]:
         """One attempt a prompt."""
-        rows = [
-            self._start(prompt, stream) for prompt, stream in zip(prompts, streams, strict=True)
-        ]
-        self.order, live = list(rows), rows
+        pairs = zip(prompts, streams, strict=True)
+        self.rows = rows = live = [self._start(prompt, stream) for prompt, stream in pairs]
+        self.order = list(rows)
         if self.config.answer_at_once:
             self._open_answer(rows)
         else:
@@ -160,13 +171,10 @@ class _Engine:
                 live = self._search(live)
             self._turn(live)
             asking = [row for row in rows if row.query]
-            for row in asking:
-                row.done.segments = not_carried_out(row.done.segments)
             self._open_answer([row for row in asking if self._room(row) > len(self.answer_tag)])
         for row in rows:
+            row.done.segments = not_carried_out(row.done.segments)
             row.done.text = self.lm.decode(row.done.ids[row.done.prompt_length :])
-            given = [token for s in row.done.segments if s.kind == "answer" for token in s.ids]
-            row.done.answer = last_tagged(self.lm.decode(given), "answer")
         return [row.done for row in rows]
 
     def _start(self, prompt: str, stream: np.random.Generator) -> _Row:
@@ -208,9 +216,12 @@ class _Engine:
         segments = split_turn(self.lm, row.ids, row.log_probs, row.opened)
         row.done.segments += segments
         row.length += len(row.ids)
+        head = f"<{row.opened}>" if row.opened else ""
+        closed = closed_blocks(head + self.lm.decode(row.ids))
+        name, inside = closed[-1] if closed else ("", "")
+        row.query = inside if name == "search" else ""
+        row.done.answer = inside if name == "answer" else ""
         row.ids, row.opened = [], ""
-        if [s.kind for s in segments[-3:]] == ["search", "query", "search"]:
-            row.query = self.lm.decode(segments[-2].ids).strip()
 
     @torch.inference_mode()
     def _read(self, rows: list[_Row]) -> tuple[list[_Row], Tensor]:
@@ -241,6 +252,8 @@ class _Engine:
         counts = torch.tensor([len(t) for t in tokens])
         device = self.lm.model.device
         places, mask = cache.advance(counts.to(device), width)
+        if self.lm.model.config._attn_implementation == "eager":  # adds the mask
+            mask = torch.where(mask, 0.0, torch.finfo(self.lm.model.dtype).min)
         output = self.lm.model(
             input_ids=ids.to(device), attention_mask=mask, position_ids=places,
             past_key_values=cache, use_cache=True, logits_to_keep=1,
@@ -263,13 +276,14 @@ class _Engine:
 
     def _write(self, rows: list[_Row], logits: Tensor) -> None:
         """Add one token to each row. Shape: logits (B, V)."""
-        draws = torch.tensor([row.draws[len(row.ids)] for row in rows], device=logits.device)
+        drawn = [row.draws[len(row.ids)] for row in rows]
+        draws = torch.tensor(drawn, dtype=torch.double, device=logits.device)  # float would reach 1
         tokens, log_probs = sample(logits, self.config.temperature, draws)
         for row, token, value in zip(rows, tokens.tolist(), log_probs.tolist(), strict=True):
             if not math.isfinite(value):
-                for unfinished in rows:
+                for unfinished in [row for row in self.rows if row.ids]:
                     self._end_turn(unfinished)
-                raise NotFiniteError([row.done for row in self.order])
+                raise NotFiniteError([row.done for row in self.rows])
             row.ids.append(token)
             row.log_probs.append(value)
             row.waiting = [token]
@@ -279,7 +293,10 @@ class _Engine:
         if full or row.ids[-1] in self.lm.end_ids:
             return True
         pieces = self.lm.pieces(row.ids[-_WINDOW:])
-        return ">" in pieces[-1] and "".join(pieces).rstrip().endswith(_STOPS)
+        if ">" not in pieces[-1]:
+            return False
+        text = "".join(pieces)
+        return any(stop in text for stop in _STOPS)
 
     def _search(self, rows: list[_Row]) -> list[_Row]:
         """Answer the searches of this turn; the rows that go on."""
@@ -321,7 +338,9 @@ def check_hits(found: Any, count: int) -> None:
         given = type(found).__name__ if lists is None else f"{len(lists)} lists"
         raise InputError("retriever", given, expected, remedy)
     for hits in lists:
-        for hit in hits if isinstance(hits, list) else [hits]:
+        if not isinstance(hits, list):
+            raise InputError("retriever", repr(hits)[:80], expected, remedy)
+        for hit in hits:
             document = hit.get("document") if isinstance(hit, dict) else None
             fields = document if isinstance(document, dict) else {}
             if not all(isinstance(fields.get(name), str) for name in ("id", "contents")):

@@ -1,7 +1,8 @@
 """One attempt as typed segments of tokens, and the masks that follow from them.
 
 The ids and log-probabilities are those of sampling. Text is decoded to find the tags, and is never
-tokenised again: a token belongs to the tag, or to the inside, that holds its first character.
+tokenised again: a token belongs to the tag, or to the inside, that holds its first character, but
+one that holds a part of a query is always the query's. White space belongs to what follows it.
 """
 
 from __future__ import annotations
@@ -144,9 +145,10 @@ def split_turn(
     segments: list[Segment] = []
     place = len(head)
     for token, value, piece in zip(ids, log_probs, pieces, strict=True):
-        first = place + len(piece) - len(piece.lstrip())  # a space belongs to what follows it
+        held = [kinds[place + n] for n, character in enumerate(piece) if not character.isspace()]
+        held = held or kinds[place : place + 1] or kinds[-1:] or ["invalid"]
+        kind = "query" if "query" in held else held[0]
         place += len(piece)
-        kind = kinds[min(first, place - 1)] if piece else "invalid"
         if not segments or segments[-1].kind != kind:
             segments.append(Segment(kind, [], []))
         segments[-1].ids.append(token)
@@ -166,12 +168,21 @@ def _kinds(text: str) -> list[str]:
             kinds[inside] = ["query"] * (inside.stop - inside.start)
         elif name == "search":
             kinds[start:stop] = ["invalid"] * (stop - start)
+    for n in reversed(range(len(text) - 1)):
+        if text[n].isspace():
+            kinds[n] = kinds[n + 1]
     return kinds
 
 
+def closed_blocks(text: str) -> list[tuple[str, str]]:
+    """The blocks of a turn, in order: the tag, and what stands inside without the space around."""
+    return [(block.group(1), block.group(2).strip()) for block in _BLOCK.finditer(text)]
+
+
 def not_carried_out(segments: Sequence[Segment]) -> list[Segment]:
-    """The same turn, its search as `invalid`: it was one too many."""
+    """The same attempt; a search that no passages came back for is `invalid`."""
+    last = max((n for n, s in enumerate(segments) if s.kind == "documents"), default=0)
     return [
-        Segment("invalid", s.ids, s.log_probs) if s.kind in ("search", "query") else s
-        for s in segments
+        Segment("invalid", s.ids, s.log_probs) if n > last and s.kind in ("search", "query") else s
+        for n, s in enumerate(segments)
     ]
