@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from minisearch.agents.probes import Exam, Score
-from minisearch.agents.rollout import RolloutConfig, Trajectory
+from minisearch.agents.rollout import RolloutConfig
+from minisearch.agents.trajectory import Trajectory
 from minisearch.metrics import auc_by_group
 
 
@@ -21,8 +23,9 @@ class _Search:
     """One search of an attempt, as the evidence probe sees it."""
 
     number: int  # of the question
-    before: str  # prompt and everything up to the query's closing tag
-    block: str  # the passages
+    before: list[int]  # tokens of the prompt and everything up to the query's closing tag
+    block: list[int]  # tokens of the passages
+    shown: str  # the passages as text
     found: bool  # the passage of the hop that was due
     last: bool  # that hop was the last one
     several: bool  # hops the question has
@@ -47,14 +50,14 @@ def evidence(exam: Exam, config: RolloutConfig, seed: int = 7, draws: int = 3) -
     rng = np.random.default_rng(seed)
     gold = [exam.questions[s.number]["golden_answers"][0] for s in searches]
     real = exam.lm.answer_log_prob([s.before + s.block for s in searches], gold).numpy()
-    prefixes: list[str] = []
+    prefixes: list[list[int]] = []
     for s, answer in zip(searches, gold, strict=True):
         others = [
             o.block
             for o in searches
             if o.number != s.number
             and exam.world_of[o.number] == exam.world_of[s.number]
-            and answer not in o.block
+            and answer not in o.shown
         ]
         picked = rng.choice(len(others), draws, replace=len(others) < draws)
         prefixes += [s.before + others[i] for i in picked]
@@ -68,23 +71,23 @@ def _searches(exam: Exam, done: Sequence[Trajectory]) -> list[_Search]:
     for number, row in enumerate(done):
         hops, due = exam.questions[number]["metadata"]["hops"], 0
         known = exam.questions[number]["metadata"]["known"]
-        text, blocks = "", 0
-        for n, segment in enumerate(row.segments):
-            part = exam.lm.decode(segment.ids)
-            if segment.kind == "information" and due < len(hops):
-                hit = bool(set(hops[due]["gold_ids"]) & set(row.retrieved[blocks]))
-                after = exam.lm.decode(row.segments[n + 1].ids) if n + 1 < len(row.segments) else ""
-                found.append(
-                    _Search(
-                        number=number, before=f"{text} ", block=part, found=hit,
-                        last=due == len(hops) - 1, several=len(hops) > 1,
-                        known=all(known[due + 1 :]),
-                        says_found="found" in after.partition("</think>")[0],
-                    )
-                )  # fmt: skip
-                due += hit
-            blocks += segment.kind == "information"
-            text = f"{text} {part}".strip()
+        places = [n for n, segment in enumerate(row.segments) if segment.kind == "documents"]
+        for place, ids in zip(places, row.retrieved, strict=True):
+            if due == len(hops):
+                break
+            hit = bool(set(hops[due]["gold_ids"]) & set(ids))
+            block, turn = row.segments[place].ids, row.segments[place + 1 :]
+            after = exam.lm.decode([t for s in takewhile(lambda s: s.sampled, turn) for t in s.ids])
+            found.append(
+                _Search(
+                    number=number, before=[t for s in row.segments[:place] for t in s.ids],
+                    block=block, shown=exam.lm.decode(block), found=hit,
+                    last=due == len(hops) - 1, several=len(hops) > 1,
+                    known=all(known[due + 1 :]),
+                    says_found="found" in after.partition("</think>")[0],
+                )
+            )  # fmt: skip
+            due += hit
     return found
 
 

@@ -25,7 +25,8 @@ from minisearch.agents.protocol import (
     reference_block,
 )
 from minisearch.agents.rewards import exact_match, is_well_formed
-from minisearch.agents.rollout import RolloutConfig, Trajectory, rollout
+from minisearch.agents.rollout import RolloutConfig, rollout
+from minisearch.agents.trajectory import Trajectory
 from minisearch.data.qa import Question
 from minisearch.models.lm import LanguageModel
 from minisearch.retriever import BM25Retriever
