@@ -132,23 +132,25 @@ class LanguageModel:
 
         Source: IG-Search (arXiv 2604.15148), its length-normalised answer score.
         """
+        after = [self.encode(f" {answer}") for answer in answers]
+        if not all(after):
+            where = f"answer {after.index([])}"
+            raise InputError(where, "no token", "an answer to score", "leave it out.")
         was_training = self.model.training
         self.model.eval()
         found = []
-        for start in range(0, len(prefixes), batch_size):
-            part = slice(start, start + batch_size)
-            before = [
-                [*p, *self.encode(" <answer>")]
-                if isinstance(p, list)
-                else self.encode(f"{p} <answer>")
-                for p in prefixes[part]
-            ]
-            after = [self.encode(f" {answer}") for answer in answers[part]]
-            if not all(after):
-                found_at = f"answer {start + after.index([])}"
-                raise InputError(found_at, "no token", "an answer to score", "leave it out.")
-            found.append(self._mean_log_probs(before, after))
-        self.model.train(was_training)
+        try:
+            for start in range(0, len(prefixes), batch_size):
+                part = slice(start, start + batch_size)
+                before = [
+                    [*p, *self.encode(" <answer>")]
+                    if isinstance(p, list)
+                    else self.encode(f"{p} <answer>")
+                    for p in prefixes[part]
+                ]
+                found.append(self._mean_log_probs(before, after[part]))
+        finally:
+            self.model.train(was_training)
         return torch.cat(found).float().cpu() if found else torch.empty(0)
 
     def _mean_log_probs(self, before: list[list[int]], after: list[list[int]]) -> Tensor:
