@@ -50,11 +50,14 @@ class BM25Retriever:
     A passage without any word of the query is not a hit: a list may be shorter than `topk`.
 
     Raises:
-        InputError: for ids that repeat, or passages without a word.
+        InputError: for no passages, ids that repeat, or passages without a word.
     """
 
     def __init__(self, corpus: Sequence[Document]) -> None:
         self._corpus = list(corpus)
+        if not self._corpus:
+            remedy = "check the file or the filter that it comes from."
+            raise InputError("corpus", "no passage", "at least one", remedy)
         rows: dict[str, int] = {}
         for row, document in enumerate(self._corpus, 1):
             if rows.setdefault(document["id"], row) != row:
