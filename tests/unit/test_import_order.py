@@ -27,7 +27,7 @@ ORDER = [
     "agents", "agents.protocol", "agents.trajectory", "agents.rewards", "agents.cache",
     "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
-    "agents.report",
+    "agents.report", "agents.viewer",
     "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip

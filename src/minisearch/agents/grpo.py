@@ -21,7 +21,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -99,10 +98,16 @@ class Part:
     mask: Tensor  # (B, L') bool
     logits: Tensor  # (M, V), row by row
     log_probs: Tensor  # (M,) of the tokens that were sampled
+    weights: Tensor  # (M,) in the average; they sum to 1 over a minibatch's parts and processes
+
+    def of(self, values: Tensor) -> Tensor:
+        """Values of a step's tokens, at those of this part. Shape: (N, L) -> (M,)."""
+        return values[self.rows, : self.mask.shape[1]][self.mask]
 
 
 ExtraAdvantage = Callable[[Step], Tensor]  # -> (N, L), added to the step's advantages
-ExtraLoss = Callable[[Step, Part], Tensor]  # -> the part's share of a further loss, a scalar
+# -> the part's share of a further loss, a scalar: as a rule (values * part.weights).sum()
+ExtraLoss = Callable[[Step, Part], Tensor]
 
 
 class GRPO(Module):
@@ -155,7 +160,8 @@ class GRPO(Module):
         self.reference = reference.eval().requires_grad_(False) if reference is not None else None
 
     def configure_optimizers(self) -> Any:
-        self.total_steps *= self.config.minibatches
+        updates, limit = self.total_steps * self.config.minibatches, self.trainer.max_steps
+        self.total_steps = min(updates, limit) if limit >= 0 else updates
         found = super().configure_optimizers()
         for group in found[0][0].param_groups:
             group["betas"] = (0.9, 0.95)
@@ -163,7 +169,8 @@ class GRPO(Module):
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Any:
         numbers = [n for n in batch["question"].tolist() for _ in range(self.config.group)]
-        seconds: defaultdict[str, float] = defaultdict(float)
+        seconds = defaultdict(float, generate=0.0, retrieve=0.0)  # in every row of the history
+        first = self.trainer.global_step
         try:
             attempts = self._roll_out(numbers, seconds)
             began = time.perf_counter()
@@ -178,7 +185,8 @@ class GRPO(Module):
         means = {
             n: float(self._mean(torch.tensor(v, device=self.device))) for n, v in values.items()
         }
-        self._record({"rollouts": self.steps * len(attempts) * self.trainer.world_size, **means})
+        rollouts = self.steps * len(attempts) * self.trainer.world_size
+        self._record({"step": first, "rollouts": rollouts, **means})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -202,7 +210,7 @@ class GRPO(Module):
 
     def _score(self, attempts: list[Trajectory], questions: list[Question]) -> Step:
         pairs = list(zip(attempts, questions, strict=True))
-        rewards = torch.tensor([self.reward(a, q) for a, q in pairs], device=self.device)
+        rewards = torch.tensor([float(self.reward(a, q)) for a, q in pairs], device=self.device)
         batch = collate(attempts, self.lm.pad_id).to(self.device)
         mask = batch.policy if self.config.mask_observations else batch.policy | batch.observation
         grouped = group_advantages(rewards.view(-1, self.config.group), self.config.standardise)
@@ -212,9 +220,9 @@ class GRPO(Module):
             old=batch.log_probs,
         )  # fmt: skip
         if not self.config.mask_observations:  # of passages no log-probabilities were sampled
-            step.old = step.old + token_log_probs(self.model, batch, batch.observation)
+            step.old = step.old + token_log_probs(self.model.eval(), batch, batch.observation)
         if self.reference is not None:
-            step.reference = token_log_probs(self.reference, batch, mask)
+            step.reference = token_log_probs(self.reference.eval(), batch, mask)
         if self.extra_advantage is not None:
             step.advantages = step.advantages + self.extra_advantage(step) * mask
         return step
@@ -224,70 +232,66 @@ class GRPO(Module):
         self.train()
         optimiser: Any = self.optimizers()
         schedule: Any = self.lr_schedulers()
-        sums: dict[str, float] = defaultdict(float)
+        sums, norms = torch.zeros(4, device=self.device), []
         for number in range(self.config.minibatches):  # some attempts of every group in each
             rows = (place % self.config.minibatches == number).nonzero()[:, 0]
             optimiser.zero_grad(set_to_none=False)
-            self._backward(step, rows, sums)
-            sums["gradient norm"] += self._gradient_norm() / self.config.minibatches
+            sums += self._backward(step, rows)
+            norms.append(self._gradient_norm(step))
             optimiser.step()
             schedule.step()
-        tokens = max(sums.pop("tokens"), 1.0)
-        clipped, kl = sums.pop("clipped") / tokens, sums.pop("kl") / tokens
-        return {"loss": sums.pop("loss"), "clipped": clipped, "kl to old": kl, **sums}
+        loss, tokens, clipped, kl = _summed(sums).tolist()
+        return {
+            "loss": loss / self.config.minibatches,
+            "clipped": clipped / max(tokens, 1),
+            "kl to old": kl / max(tokens, 1),
+            "gradient norm": float(np.mean(norms)),
+        }
 
-    def _backward(self, step: Step, rows: Tensor, sums: dict[str, float]) -> None:
-        """Gradients of a minibatch, summed over passes and processes.
+    def _backward(self, step: Step, rows: Tensor) -> Tensor:
+        """Gradients of a minibatch on this process, summed over passes.
 
         Attempts without any advantage have no gradient and are left out; they still count in the
         average.
+
+        Shape: rows (B,) -> (4,), sums of the loss, tokens, clipped tokens, divergence from `old`.
         """
-        config, share = self.config, self._shares(step.mask[rows])
+        config, sums = self.config, torch.zeros(4, device=self.device)
+        weights = torch.zeros_like(step.old)
+        weights[rows] = self._weights(step.mask[rows])
         needed = bool(config.kl) or self.extra_loss is not None
-        used = (step.advantages[rows] != 0).any(1) | needed
-        weights = dict(zip(rows.tolist(), share.tolist(), strict=True))
-        rows = rows.to(self.device)[used]
+        rows = rows.to(self.device)[(step.advantages[rows] != 0).any(1) | needed]
         for part_rows in passes(step.batch.real[rows].sum(1)):
             chosen = rows[part_rows]
             batch = step.batch.select(chosen)
             mask = step.mask[chosen, : batch.ids.shape[1]]
             logits = logits_before(self.model, batch.ids, mask)
-            part = Part(chosen, mask, logits, log_prob_of(logits, batch.ids[mask]))
-            of = partial(self._at, part)
+            log_probs = log_prob_of(logits, batch.ids[mask])
+            part = Part(chosen, mask, logits, log_probs, weights[chosen, : mask.shape[1]][mask])
             values, clipped = clipped_loss(
-                part.log_probs, of(step.old), of(step.advantages), config.clip_low, config.clip_high
-            )
+                log_probs, part.of(step.old), part.of(step.advantages),
+                config.clip_low, config.clip_high,
+            )  # fmt: skip
             if step.reference is not None:
-                values = values + config.kl * k3(part.log_probs, of(step.reference))
-            weight = torch.tensor([weights[n] for n in chosen.tolist()], device=self.device)
-            loss = (values * weight[:, None].expand(mask.shape)[mask]).sum()
+                values = values + config.kl * k3(log_probs, part.of(step.reference))
+            loss = (values * part.weights).sum()
             if self.extra_loss is not None:
                 loss = loss + self.extra_loss(step, part)
             if not torch.isfinite(loss):
                 raise NotFiniteError(step.attempts)
             loss.backward()
-            sums["loss"] += loss.item() / config.minibatches
-            sums["tokens"] += mask.sum().item()
-            sums["clipped"] += clipped.sum().item()
-            sums["kl"] += k3(part.log_probs, of(step.old)).sum().item()
+            moved = k3(log_probs, part.of(step.old)).sum()
+            sums += torch.stack([loss, mask.sum(), clipped.sum(), moved]).detach()
+        return sums
 
-    @staticmethod
-    def _at(part: Part, values: Tensor) -> Tensor:
-        """Values of a step's tokens, at those of a part. Shape: (N, L) -> (M,)."""
-        return values[part.rows, : part.mask.shape[1]][part.mask]
+    def _weights(self, mask: Tensor) -> Tensor:
+        """The weight of each token in the mean over all processes. Shape: (B, L) -> (B, L)."""
+        counts = mask.sum(1, keepdim=True).float()
+        if self.config.average == "token":
+            return mask / _summed(counts.sum()).clamp(min=1)
+        return mask / (_summed(torch.ones_like(counts).sum()) * counts.clamp(min=1))
 
-    def _shares(self, mask: Tensor) -> Tensor:
-        """The weight of each token of an attempt in the mean over all processes.
-
-        Shape: (B, L) -> (B,).
-        """
-        counts = mask.sum(1).double()
-        by_token = self.config.average == "token"
-        total = counts.sum() if by_token else torch.tensor(float(len(counts)), device=mask.device)
-        total = _summed(total.double()).clamp(min=1)
-        return (torch.ones_like(counts) if by_token else 1 / counts.clamp(min=1)) / total
-
-    def _gradient_norm(self) -> float:
+    def _gradient_norm(self, step: Step) -> float:
         """Add up the gradients of all processes and limit their norm; what it was."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in trained:
@@ -300,7 +304,7 @@ class GRPO(Module):
                 parameter.grad.copy_(gradient.view_as(parameter))
         norm = float(torch.nn.utils.clip_grad_norm_(trained, self.config.gradient_norm))
         if not np.isfinite(norm):
-            raise NotFiniteError([])
+            raise NotFiniteError(step.attempts)
         return norm
 
     # -- what is logged and saved ------------------------------------------------------------------

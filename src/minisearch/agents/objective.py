@@ -54,4 +54,4 @@ def k3(new: Tensor, reference: Tensor) -> Tensor:
     Source: Schulman, "Approximating KL divergence" (2020); the limit is Search-R1's.
     """
     difference = (reference - new).clamp(-10, 10)
-    return difference.exp() - difference - 1
+    return difference.expm1() - difference  # exp() - 1 would round to less than 0

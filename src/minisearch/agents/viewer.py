@@ -1,0 +1,84 @@
+"""Attempts as HTML that opens and closes without a kernel: who wrote what, and what it earned."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+from minisearch.agents.trajectory import Trajectory
+from minisearch.data.qa import Document, Question, body_of, title_of
+from minisearch.models.lm import LanguageModel
+
+_TAG = re.compile(r"</?\w+>")
+
+
+def group_html(
+    lm: LanguageModel,
+    question: Question,
+    attempts: Sequence[Trajectory],
+    rewards: Sequence[float],
+    corpus: Sequence[Document],
+    opened: int = 1,
+) -> str:
+    """All attempts at one question, best first; the first `opened` of them stand open.
+
+    A passage that a step of the question needs has a star.
+
+    Shape: one reward an attempt -> HTML with a `details` element an attempt.
+    """
+    gold = {i for hop in question["metadata"].get("hops", ()) for i in hop.get("gold_ids", ())}
+    passages = {document["id"]: document for document in corpus}
+    order = sorted(range(len(attempts)), key=lambda n: -rewards[n])
+    steps = " → ".join(hop["answer"] for hop in question["metadata"].get("hops", ()))
+    answers = steps or " or ".join(question["golden_answers"])
+    rows = [
+        _attempt(lm, attempts[n], rewards[n], gold, passages, place < opened)
+        for place, n in enumerate(order)
+    ]
+    head = f"<p><b>{html.escape(question['question'])}</b><br>Right: {html.escape(answers)}</p>"
+    return f'<div class="ms-group">{head}{"".join(rows)}</div>'
+
+
+def _attempt(
+    lm: LanguageModel,
+    attempt: Trajectory,
+    reward: float,
+    gold: set[str],
+    passages: dict[str, Document],
+    is_open: bool,
+) -> str:
+    count = len(attempt.queries)
+    summary = (
+        f"reward {reward:g} · {count} search{'' if count == 1 else 'es'} · "
+        f"answer: {html.escape(attempt.answer) or 'none'}"
+    )
+    found, pieces = iter(attempt.retrieved), []
+    for kind, text in _blocks(lm, attempt):
+        inner = html.escape(text)
+        if kind == "documents":
+            body = "".join(_passage(passages[i], i in gold) for i in next(found) if i in passages)
+            inner = f"<ul>{body or '<li>nothing found</li>'}</ul>"
+        pieces.append(f'<div class="ms-piece ms-{kind}"><b>{kind}</b> {inner}</div>')
+    mark = "right" if reward > 0 else "wrong"
+    return (
+        f'<details class="ms-try ms-{mark}"{" open" if is_open else ""}><summary>{summary}</summary>'
+        f'<div class="ms-attempt">{"".join(pieces)}</div></details>'
+    )
+
+
+def _blocks(lm: LanguageModel, attempt: Trajectory) -> list[tuple[str, str]]:
+    """Kind and text of each block after the prompt, without tags."""
+    blocks = []
+    for kind, segments in groupby(attempt.segments[1:], key=lambda segment: segment.kind):
+        text = lm.decode([token for segment in segments for token in segment.ids])
+        text = text if kind == "invalid" else _TAG.sub("", text)
+        if kind != "search":  # the tags of a query
+            blocks.append((kind, text.strip()))
+    return blocks
+
+
+def _passage(document: Document, needed: bool) -> str:
+    text = f"{title_of(document)}: {body_of(document)}"
+    return f"<li>{'★ ' if needed else ''}{html.escape(text)}</li>"
