@@ -85,7 +85,7 @@ class Script:
             assert (ids[:-count] == self.tokenizer.pad_token_id).all()
             own = torch.arange(len(seen) - count, len(seen))
             assert torch.equal(places[-count:], own)
-            for place, row in zip(own.tolist(), mask[-count:], strict=True):
+            for place, row in zip(own[:-1].tolist(), mask[-count:-1], strict=True):
                 assert torch.equal(kept[row], seen[: place + 1])
             self.read += count
             logits.append(self.logits(seen.tolist()))
