@@ -18,7 +18,8 @@ from minisearch.agents.probes import (
     retrieval_ceiling,
 )
 from minisearch.agents.protocol import Piece
-from minisearch.agents.rollout import RolloutConfig, Segment, Trajectory
+from minisearch.agents.rollout import RolloutConfig
+from minisearch.agents.trajectory import Segment, Trajectory
 from minisearch.models.lm import LanguageModel
 
 
@@ -32,15 +33,19 @@ def oracle(exam: Exam, number: int, blocks=(), miss: int = -1) -> Trajectory:
     question, lm = exam.questions[number], exam.lm
     corpus = {d["id"]: d for d in exam.worlds[exam.world_of[number]].corpus}
     row = Trajectory([Segment("prompt", lm.encode(exam.prompt(number, blocks)))])
+
+    def write(kind: str, text: str) -> None:
+        ids = lm.encode(text)
+        row.segments.append(Segment(kind, ids, [-1.0] * len(ids)))
+
     for n, hop in enumerate(question["metadata"]["hops"]):
         found = [] if n == miss else hop["gold_ids"][:1]
         thought = "missing" if n == miss else f"found {hop['answer']}"
         block = Piece("information", exam.protocol.render([corpus[i] for i in found]))
-        row.segments += [
-            Segment("policy", lm.encode("<think> need </think> <search> name </search>")),
-            Segment("information", lm.encode(str(block))),
-            Segment("policy", lm.encode(f"<think> {thought} </think>")),
-        ]
+        for kind, text in (("search", "<search>"), ("query", "name"), ("search", "</search>")):
+            write(kind, text)
+        row.segments.append(Segment("documents", lm.encode(str(block))))
+        write("think", f"<think> {thought} </think>")
         row.queries.append("name")
         row.retrieved.append(found)
     row.answer = question["golden_answers"][0] if miss < 0 else "unknown"
@@ -92,8 +97,38 @@ def test_a_search_counts_as_found_when_it_brings_the_hop_that_is_due(exam):
         assert [s.says_found for s in own] == [n != miss for n in range(3)]
         assert own[0].last is False
         assert own[2].last is (miss in (-1, 2))
-        assert all(s.before.endswith("</search> ") for s in own)
-        assert all(s.block.startswith("<information>") for s in own)
+        row = oracle(exam, number, miss=miss)
+        assert [s.before + s.block for s in own] == [row.prefix(n) for n in range(3)]
+        assert all(exam.lm.decode(s.block) == s.shown for s in own)
+        assert all(s.shown.startswith("<information>") for s in own)
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ([("think", "<think> found name </think>")], True),
+        ([("invalid", "who"), ("think", "<think> found name </think>")], True),
+        ([("invalid", "<think> found name")], True),  # cut short
+        ([("think", "<think> missing </think>"), ("answer", "<answer> found </answer>")], False),
+        (
+            [("invalid", "<think> missing"), (None, "<answer>"), ("answer", "found </answer>")],
+            False,
+        ),
+        (
+            [("search", "<search>"), (None, "<information> </information>"), ("think", "found")],
+            False,
+        ),
+        ([], False),
+    ],
+)
+def test_the_next_thought_is_what_the_model_itself_says_next(exam, after, expected):
+    row = oracle(exam, 0)
+    place = next(n for n, s in enumerate(row.segments) if s.kind == "documents")
+    del row.segments[place + 1 :], row.retrieved[1:]
+    for kind, text in after:
+        ids = exam.lm.encode(text)
+        row.segments.append(Segment(kind or "answer", ids, [-1.0] * len(ids) if kind else None))
+    assert [s.says_found for s in _searches(exam, [row])] == [expected]
 
 
 def test_the_gain_of_a_reader_that_sees_the_answer_is_a_perfect_detector(exam, monkeypatch):
@@ -103,7 +138,7 @@ def test_the_gain_of_a_reader_that_sees_the_answer_is_a_perfect_detector(exam, m
     def reads(prefixes, answers, batch_size=64):
         import torch
 
-        last = [p.rpartition("<information>")[2] for p in prefixes]
+        last = [exam.lm.decode(p).rpartition("<information>")[2] for p in prefixes]
         return torch.tensor([float(a in p) for a, p in zip(answers, last, strict=True)])
 
     monkeypatch.setattr(LanguageModel, "answer_log_prob", lambda self, *a: reads(*a))
