@@ -177,6 +177,24 @@ def check_topk(topk: Any) -> None:
         raise InputError("topk", repr(topk), "a whole number from 1", "pass topk=3, for example.")
 
 
+def check_hits(found: Any, count: int) -> None:
+    """Raises: InputError where a retriever's answer to `count` queries breaks its protocol."""
+    expected = f"{count} lists of hits with document id and contents"
+    remedy = "correct the retriever; see `minisearch.retriever.Retriever`."
+    lists = found if isinstance(found, list) else None
+    if lists is None or len(lists) != count:
+        given = type(found).__name__ if lists is None else f"{len(lists)} lists"
+        raise InputError("retriever", given, expected, remedy)
+    for hits in lists:
+        if not isinstance(hits, list):
+            raise InputError("retriever", repr(hits)[:80], expected, remedy)
+        for hit in hits:
+            document = hit.get("document") if isinstance(hit, dict) else None
+            fields = document if isinstance(document, dict) else {}
+            if not all(isinstance(fields.get(name), str) for name in ("id", "contents")):
+                raise InputError("retriever", repr(hit)[:80], expected, remedy)
+
+
 def answer_request(retriever: Retriever, body: bytes) -> dict[str, Any]:
     """What `POST /retrieve` answers: documents, each with its score where `return_scores` is set.
 

@@ -24,10 +24,11 @@ from toy_lm_example import ARCHITECTURES, tiny_lm, tiny_model, toy_tokenizer
 from minisearch.agents import rollout as module
 from minisearch.agents.cache import RowCache
 from minisearch.agents.protocol import ENGLISH, TOY
-from minisearch.agents.rollout import NotFiniteError, RolloutConfig, check_hits, rollout, sample
+from minisearch.agents.rollout import NotFiniteError, RolloutConfig, rollout, sample
 from minisearch.agents.trajectory import Trajectory
 from minisearch.errors import InputError
 from minisearch.models.lm import LanguageModel
+from minisearch.retriever import check_hits
 
 WORDS = ["sister", "mayor", "employer", "birthplace", "need", "found", "missing", "unknown"]
 PROMPTS = [

@@ -17,7 +17,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from minisearch.agents.trajectory import (
 )
 from minisearch.errors import InputError
 from minisearch.models.lm import LanguageModel
-from minisearch.retriever import Hit, Retriever
+from minisearch.retriever import Hit, Retriever, check_hits
 
 _STOPS = ("</search>", "</answer>")
 _WINDOW = max(map(len, _STOPS))  # tokens that hold a closing tag, even at one character each
@@ -84,10 +83,12 @@ def rollout(
         seconds: the wall time of "generate" and "retrieve" is added here.
 
     Raises:
-        InputError: for a prompt that leaves no room, or a retriever that breaks its protocol.
+        InputError: for a prompt that leaves no room, a retriever that breaks its protocol, or a
+            tokenizer that cannot write the tags.
         NotFiniteError: where the model's output is no number.
     """
     streams = _streams(seed, len(prompts))
+    _check_tags(lm)
     spent = defaultdict(float) if seconds is None else seconds
     was_training = lm.model.training
     lm.model.eval()
@@ -110,6 +111,14 @@ def _streams(seed: int | Sequence[Sequence[int]], count: int) -> list[np.random.
     if len(entries) != count:
         raise InputError("seed", f"{len(entries)} entries", f"one a prompt, {count}", "add some.")
     return [np.random.default_rng(list(entry)) for entry in entries]
+
+
+def _check_tags(lm: LanguageModel) -> None:
+    tags = " ".join(f"<{tag}> </{tag}>" for tag in ("search", "information", "answer"))
+    found = lm.decode(lm.encode(tags))
+    if "".join(found.split()) != "".join(tags.split()):
+        remedy = "load the tokenizer that was saved with the model, or give it the tags."
+        raise InputError("tokenizer", f"{tags!r} as {found!r}", "tags that can be read", remedy)
 
 
 def _positions(lm: LanguageModel) -> int:
@@ -327,24 +336,6 @@ class _Engine:
             return ids
         close = self.lm.encode("</information>")
         return [*ids[: max(1, self.config.block_tokens - len(close))], *close]
-
-
-def check_hits(found: Any, count: int) -> None:
-    """Raises: InputError where a retriever's answer to `count` queries breaks its protocol."""
-    expected = f"{count} lists of hits with document id and contents"
-    remedy = "correct the retriever; see `minisearch.retriever.Retriever`."
-    lists = found if isinstance(found, list) else None
-    if lists is None or len(lists) != count:
-        given = type(found).__name__ if lists is None else f"{len(lists)} lists"
-        raise InputError("retriever", given, expected, remedy)
-    for hits in lists:
-        if not isinstance(hits, list):
-            raise InputError("retriever", repr(hits)[:80], expected, remedy)
-        for hit in hits:
-            document = hit.get("document") if isinstance(hit, dict) else None
-            fields = document if isinstance(document, dict) else {}
-            if not all(isinstance(fields.get(name), str) for name in ("id", "contents")):
-                raise InputError("retriever", repr(hit)[:80], expected, remedy)
 
 
 def sample(logits: Tensor, temperature: float, draws: Tensor) -> tuple[Tensor, Tensor]:
