@@ -267,3 +267,42 @@ def samples_html(name: str) -> str:
             f"<i>({html.escape(verdict)})</i></p>{attempt_html(sample['text'])}"
         )
     return "\n".join(rows)
+
+
+def smollm2_steps() -> str:
+    """The three kept steps of SmolLM2: a table, what it cost, one attempt; as Markdown."""
+    found = json.loads((ASSETS / "smollm2_grpo.json").read_text(encoding="utf-8"))
+    head = (
+        "step", "right", "F1", "well formed", "searches", "dead groups",
+        "s generate", "s update", "tokens written",
+    )  # fmt: skip
+    rows = [
+        (
+            f"{row['step']}", f"{row['exact match']:.2f}", f"{row['reward']:.3f}",
+            f"{row['well-formed']:.2f}", f"{row['searches']:.2f}", f"{row['dead groups']:.2f}",
+            f"{row['seconds']['generate']:.0f}", f"{row['seconds']['update']:.0f}",
+            f"{row['tokens']['written']:,}",
+        )
+        for row in found["steps"]
+    ]  # fmt: skip
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ("---",) * 9, *rows))
+    plain = next(iter(found["untrained"].values()))
+    sample = found["samples"][-1]
+    pieces = "".join(
+        f'<div class="ms-piece ms-{s["kind"]}"><b>{s["kind"]}</b> {html.escape(s["text"])}</div>'
+        for s in sample["segments"]
+        if s["kind"] not in ("search", "prompt")
+    )
+    settings = found["settings"]
+    return (
+        f"{found['model']['name']}: {found['label']}\n\n{table}\n\n"
+        f"Each step: {settings['questions a step']} questions ({found['data']['questions']}) with "
+        f"{settings['attempts a question']} attempts each; reward: {settings['reward']}. "
+        f"The prompt holds worked examples: without them {plain['opened a tag']} of "
+        f"{plain['attempts']} attempts opened a tag at all. The largest change of a weight was "
+        f"{found['moved']:.1e}; log-probabilities recorded while sampling and those of one pass "
+        f"differ by {found['largest log-prob difference']:.0e} at most. "
+        f"Made on {found['made']['date']} by `{found['made']['command']}`.\n\n"
+        f"One attempt at *{sample['question']}* (reward {sample['reward']:.2f}):\n\n"
+        f'<div class="ms-attempt">{pieces}</div>\n'
+    )
