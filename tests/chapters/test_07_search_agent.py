@@ -1,0 +1,219 @@
+"""Chapter 7: what its arms are, and that its plain loop is the module that the grid trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minisearch import chapters
+from minisearch.agents.protocol import TOY
+from minisearch.agents.rewards import exact_match_reward
+from minisearch.agents.rollout import RolloutConfig, rollout
+from minisearch.agents.trajectory import Trajectory
+from minisearch.data.qa import write_jsonl
+from minisearch.models.lm import load_lm
+from minisearch.recorder import Recorder
+from minisearch.retriever import RemoteRetriever
+
+
+@pytest.fixture(scope="module")
+def chapter():
+    return chapters.load("07_search_agent")
+
+
+@pytest.fixture
+def page(chapter, monkeypatch, tmp_path):
+    """The chapter as it stands after its parameters, at smoke."""
+    settings = chapter.AgentSettings.of("smoke")
+    attempts = RolloutConfig(searches=settings.searches, turn_tokens=settings.turn_tokens)
+    names = {
+        "profile": "smoke", "seed": 7, "world_seed": 0, "init_seed": 0, "data": "", "service": "",
+        "settings": settings, "record": Recorder(tmp_path / "run"), "ATTEMPTS": attempts,
+        "GREEDY": replace(attempts, temperature=0.0), "MODULES": {},
+    }  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setattr(chapter, name, value, raising=False)
+    return chapter
+
+
+def names_in(questions):
+    return {name for q in questions for name in (q["metadata"]["entity"], *q["golden_answers"])}
+
+
+# -- what is trained on and asked ----------------------------------------------------------------
+
+
+def test_test_questions_are_the_same_for_every_seed_and_share_no_name_with_training(page):
+    one, other = page.open_task("blank", 1), page.open_task("blank", 2)
+    assert one.test == other.test
+    assert one.training != other.training
+    assert not names_in(one.training) & names_in(one.test)
+    assert len(one.training) == page.settings.steps * page.settings.questions_a_step
+    groups = page.groups_of(one).tolist()
+    assert groups.count("hops: 1") == page.settings.one_hop
+    assert groups.count("hops: 2") == groups.count("hops: 3") == page.settings.multi_hop // 2
+    assert {len(q["metadata"]["hops"]) for q in one.training} == {2, 3}
+
+
+def test_knowing_encyclopedias_are_other_ones(page):
+    blank, knowing = page.open_task("blank", 1), page.open_task("knowing", 1)
+    assert not names_in(blank.test) & names_in(knowing.test)
+    assert any(any(q["metadata"]["known"]) for q in knowing.test)
+    assert not any(any(q["metadata"]["known"]) for q in blank.test)
+
+
+def test_files_in_flashrags_format_are_read_by_set(page, monkeypatch, tmp_path):
+    rows = {
+        "nq/train.jsonl": [("train_0", "who ?"), ("train_1", "when ?")],
+        "hotpotqa/train.jsonl": [("train_0", "which ?")],
+        "nq/test.jsonl": [("test_0", "where ?")],
+        "musique/dev.jsonl": [("2hop__1_2", "whose ?")],
+    }
+    for name, questions in rows.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        lines = [{"id": i, "question": q, "golden_answers": ["x"]} for i, q in questions]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    write_jsonl(tmp_path / "corpus.jsonl", [{"id": "0", "contents": '"Who"\nis who .'}])
+    monkeypatch.setattr(page, "data", str(tmp_path))
+    task = page.open_task("blank", 3)
+    assert {q["id"] for q in task.training} == {"nq/train_0", "nq/train_1", "hotpotqa/train_0"}
+    assert sorted(page.groups_of(task)) == ["musique", "nq"]
+    assert task.library.batch_search(["who"], 1)[0][0]["document"]["id"] == "0"
+    scores = {"em_greedy": np.array([float(q["question"] == "whose ?") for q in task.test])}
+    page.measure("cold", scores, task)
+    assert page.record.metrics["cold/em_greedy"] == 1  # NQ takes one hop and is not in the mean
+    assert page.record.metrics["cold/em_greedy/nq"] == 0
+
+
+def test_a_service_stands_in_for_the_corpus(page, monkeypatch, tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / "nq").mkdir(exist_ok=True)
+        line = json.dumps({"id": "0", "question": "who ?", "golden_answers": ["x"]})
+        (tmp_path / "nq" / f"{name}.jsonl").write_text(line)
+    monkeypatch.setattr(page, "data", str(tmp_path))
+    monkeypatch.setattr(page, "service", "http://127.0.0.1:9/retrieve")
+    task = page.open_task("blank", 3)
+    assert isinstance(task.library, RemoteRetriever)
+    assert task.passages == []
+
+
+# -- the loop ------------------------------------------------------------------------------------
+
+
+def test_the_plain_loop_and_the_module_give_the_same_weights(page):
+    task = page.open_task("blank", 5)
+    few = replace(page.settings, minibatches=1)
+    start, by_hand, by_module = (load_lm("toy-1") for _ in range(3))
+    rewards = page.plain_loop(by_hand, task, 2, few.questions_a_step, few.group, 3e-4, 5)
+    module = page.train(by_module, task, few, 5)
+    assert module.history.column("reward")[1].tolist() == pytest.approx(rewards)
+    triples = zip(*(lm.model.parameters() for lm in (start, by_hand, by_module)), strict=True)
+    gaps = [((b - a).abs().max().item(), (b - c).abs().max().item()) for a, b, c in triples]
+    assert max(gap for _, gap in gaps) < 1e-4
+    if 0 < sum(rewards) < len(rewards):
+        assert max(moved for moved, _ in gaps) > 1e-4
+
+
+# -- arms ----------------------------------------------------------------------------------------
+
+
+def test_one_retrieval_is_read_before_the_answer_and_nothing_more_is_searched(page):
+    task, lm = page.open_task("blank", 1), load_lm("toy-0")
+    attempts = page.answers(lm, task, "rag", page.GREEDY)
+    for attempt, question, hits in zip(
+        attempts, task.test, page.whole_question(task, page.settings.passages), strict=True
+    ):
+        before = lm.decode(attempt.segments[0].ids)
+        assert f"<search> {question['question']} </search>" in before
+        assert before.endswith("</information>")
+        assert TOY.render([hit["document"] for hit in hits]) in before
+        assert attempt.queries == []
+
+
+def test_a_direct_answer_reads_nothing(page):
+    task, lm = page.open_task("blank", 1), load_lm("toy-0")
+    for attempt in page.answers(lm, task, "direct", page.GREEDY):
+        assert {s.kind for s in attempt.segments[1:]} <= {"answer", "invalid"}
+
+
+def test_the_perfect_reader_finds_what_stands_in_as_many_passages_as_all_searches_bring(page):
+    task = page.open_task("blank", 1)
+    page.record_perfect_reader("rag_oracle", task)
+    found = page.whole_question(task, page.settings.passages * page.settings.searches)
+    assert {len(hits) for hits in found} == {10}
+    several = [n for n, q in enumerate(task.test) if len(q["metadata"]["hops"]) > 1]
+    right = [
+        any(task.test[n]["golden_answers"][0] in hit["document"]["contents"] for hit in found[n])
+        for n in several
+    ]
+    assert page.record.metrics["rag_oracle/em_greedy"] == pytest.approx(np.mean(right))
+    assert 0.5 < page.record.metrics["rag_oracle/chained_searches"] <= 1
+
+
+def test_blind_searches_bring_any_passages_and_the_same_ones_again(page):
+    task = page.open_task("blank", 1)
+    blind = page.BlindLibrary(task.passages)
+    queries = [q["question"] for q in task.test]
+    first, again = (blind.batch_search(queries, 3) for _ in range(2))
+    ids = [[hit["document"]["id"] for hit in hits] for hits in first]
+    assert ids == [[hit["document"]["id"] for hit in hits] for hits in again]
+    assert all(len(set(row)) == 3 for row in ids)
+    gold = [{i for hop in q["metadata"]["hops"] for i in hop["gold_ids"]} for q in task.test]
+    hit = np.mean([bool(g & set(row)) for g, row in zip(gold, ids, strict=True)])
+    assert hit < 0.2
+
+
+def test_the_coin_falls_for_a_fifth_of_all_texts_right_or_wrong(page):
+    question = {"id": "q", "question": "", "golden_answers": ["x"], "metadata": {}}
+    rows = [Trajectory([], answer="xy"[n % 2], text=f"text {n}") for n in range(4000)]
+    coin = np.array([page.coin_reward(row, question) for row in rows])
+    right = np.array([exact_match_reward(row, question) for row in rows])
+    assert 0.18 < coin.mean() < 0.22
+    assert abs(coin[right == 1].mean() - coin[right == 0].mean()) < 0.04
+
+
+def test_means_are_over_questions_of_several_hops_and_rows_average_to_them(page, tmp_path):
+    import pandas
+
+    task = page.open_task("blank", 1)
+    hops = np.array([len(q["metadata"]["hops"]) for q in task.test])
+    page.measure("cold", {"em_greedy": (hops == 3).astype(float), "other": hops * 1.0}, task)
+    metrics = page.record.metrics
+    assert metrics["cold/em_greedy"] == 0.5
+    assert metrics["cold/em_greedy/hops: 1"] == metrics["cold/em_greedy/hops: 2"] == 0
+    assert metrics["cold/em_greedy/hops: 3"] == 1
+    assert metrics["cold/other"] == 2.5
+    rows = pandas.read_parquet(page.record.folder / "rows" / "cold.parquet")
+    assert list(rows) == ["query_row", "em_greedy"]
+    assert rows["em_greedy"].mean() == 0.5
+    assert (hops[rows["query_row"]] > 1).all()
+
+
+def test_an_unknown_reward_or_mask_reaches_the_module(page):
+    task = page.open_task("blank", 1)
+    for name, options in page.TRAINED.items():
+        module = page.train(load_lm("toy-0"), task, page.settings, 1, **options)
+        assert module.config.mask_observations is (name != "no_mask")
+        expected = {"grpo_f1": page.f1_reward, "grpo_coin": page.coin_reward}
+        assert module.reward is expected.get(name, exact_match_reward)
+
+
+def test_the_sampled_start_is_right_sometimes_and_training_has_live_groups():
+    """What the chapter needs of the shipped models before it can teach anything."""
+    chapter = chapters.load("07_search_agent")
+    world, library = chapter.world_of("blank", 100)
+    questions = world.questions(24, hops=(2, 3))
+    for name in ("toy-0", "toy-1"):
+        lm = load_lm(name)
+        prompts = [TOY.prompt(lm.tokenizer, q["question"]) for q in questions for _ in range(4)]
+        with torch.random.fork_rng():
+            tries = rollout(lm, library, TOY, prompts, RolloutConfig(), seed=0)
+        right = np.array([exact_match_reward(a, questions[n // 4]) for n, a in enumerate(tries)])
+        assert 0.05 < right.mean() < 0.5
+        means = right.reshape(-1, 4).mean(1)
+        assert ((means > 0) & (means < 1)).mean() > 0.2
