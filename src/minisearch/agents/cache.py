@@ -28,10 +28,9 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.active = rows
-        self._stores: list[list[Tensor]] = []  # a layer: keys, values, each (rows, H, columns, D)
-        self._places = self.lengths[:, None]
-        self._rows = torch.arange(rows, device=device)[:, None]
-        self._width = 0
+        self._stores: list[list[Tensor]] = []  # a layer: keys, values, each (rows, columns, H, D)
+        self._columns = self._width = 0  # with room for them, in use
+        self._slots = self.lengths  # where new keys and values go, rows and columns as one
 
     def advance(self, counts: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Make room for `counts` new tokens a row, given in `width` columns filled up on the left.
@@ -41,13 +40,17 @@ class RowCache(Cache):
         start = self.lengths[: self.active]
         device = start.device
         offset = torch.arange(width, device=device) - (width - counts)[:, None]  # (active, width)
-        self._places = torch.where(offset < 0, 0, start[:, None] + offset + 1)
+        places = torch.where(offset < 0, 0, start[:, None] + offset + 1)
         self.lengths[: self.active] = start + counts
         self._width = int(self.lengths[: self.active].max()) + 1
+        if self._width > self._columns:
+            self._make_room(slice(None))
+        rows = torch.arange(self.active, device=device)[:, None]
+        self._slots = (rows * self._columns + places).flatten()
         columns = torch.arange(self._width, device=device)
-        seen = (columns >= 1) & (columns <= self._places[..., None])
-        mask = torch.where(self._places[..., None] == 0, columns == 0, seen)
-        return (self._places - 1).clamp(min=0), mask[:, None]
+        seen = (columns >= 1) & (columns <= places[..., None])
+        mask = torch.where(places[..., None] == 0, columns == 0, seen)
+        return (places - 1).clamp(min=0), mask[:, None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
@@ -57,32 +60,33 @@ class RowCache(Cache):
         Shape: (active, H, T, D) twice -> (active, H, columns, D) twice.
         """
         if layer_idx == len(self._stores):
-            self._stores.append([key_states.new_empty(0), value_states.new_empty(0)])
+            shape = (len(self.lengths), self._columns)
+            both = (key_states, value_states)
+            self._stores.append([s.new_zeros(*shape, *s.shape[1::2]) for s in both])
         store = self._stores[layer_idx]
-        for n, states in enumerate((key_states, value_states)):
-            store[n] = self._roomy(store[n], states)
-            rows = self._rows[: self.active]
-            store[n][rows, :, self._places] = states.transpose(1, 2)
-        keys, values = (part[: self.active, :, : self._width] for part in store)
+        for part, states in zip(store, (key_states, value_states), strict=True):
+            rows = states.transpose(1, 2).reshape(-1, *part.shape[2:])
+            part.view(-1, *part.shape[2:]).index_copy_(0, self._slots, rows)
+        keys, values = (part[: self.active, : self._width].transpose(1, 2) for part in store)
         return keys, values
-
-    def _roomy(self, store: Tensor, states: Tensor) -> Tensor:
-        """The store with at least the columns needed now."""
-        columns = store.shape[2] if store.numel() else 0
-        if columns >= self._width:
-            return store
-        _, heads, _, size = states.shape
-        grown = states.new_zeros(len(self._rows), heads, self._width + _GROWTH, size)
-        if columns:
-            grown[:, :, :columns] = store
-        return grown
 
     def spread(self, sources: Tensor) -> None:
         """Give each row a copy of another one. Shape: sources (rows,), old row numbers."""
         self.lengths = self.lengths[sources]
         self.active = len(sources)
-        self._rows = torch.arange(len(sources), device=sources.device)[:, None]
-        self._stores = [[part[sources] for part in store] for store in self._stores]
+        self._make_room(sources)
+
+    def _make_room(self, sources: Tensor | slice) -> None:
+        """Copy rows into stores with columns to spare; once there are any, growth is to be rare."""
+        self._columns = self._width + (_GROWTH if self._stores else 0)
+        self._stores = [[self._roomy(part, sources) for part in store] for store in self._stores]
+
+    def _roomy(self, part: Tensor, sources: Tensor | slice) -> Tensor:
+        used = part.shape[1]
+        grown = part.new_empty(len(self.lengths), self._columns, *part.shape[2:])
+        grown[:, :used] = part[sources]
+        grown[:, used:] = 0  # a mask hides numbers, but not what is none
+        return grown
 
     def exchange(self, first: Sequence[int], second: Sequence[int]) -> None:
         """Exchange rows pairwise; no row may be named twice."""
@@ -94,7 +98,7 @@ class RowCache(Cache):
         self.lengths[a] = self.lengths[b]
         for store in self._stores:
             for part in store:
-                part[a, :, :used] = part[b, :, :used]
+                part[a, :used] = part[b, :used]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest active row."""

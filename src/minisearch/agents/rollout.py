@@ -161,6 +161,7 @@ class _Engine:
         self.config, self.seconds = config, seconds
         self.limit = min(config.tokens, _positions(lm))
         self.answer_tag = lm.encode("<answer>")
+        self.pad_id, self.end_ids = lm.pad_id, lm.end_ids  # a tokenizer takes its time to tell
         self.cache: RowCache | None = None
         self.rows: list[_Row] = []  # as the prompts
         self.order: list[_Row] = []  # as in the cache
@@ -257,7 +258,7 @@ class _Engine:
 
     def _forward(self, cache: RowCache, tokens: list[list[int]], rows: list[_Row]) -> Tensor:
         width = max(map(len, tokens))
-        ids = torch.tensor([[self.lm.pad_id] * (width - len(t)) + t for t in tokens])
+        ids = torch.tensor([[self.pad_id] * (width - len(t)) + t for t in tokens])
         counts = torch.tensor([len(t) for t in tokens])
         device = self.lm.model.device
         places, mask = cache.advance(counts.to(device), width)
@@ -299,12 +300,11 @@ class _Engine:
 
     def _stopped(self, row: _Row) -> bool:
         full = len(row.ids) == self.config.turn_tokens or len(row.ids) == self._room(row)
-        if full or row.ids[-1] in self.lm.end_ids:
+        if full or row.ids[-1] in self.end_ids:
             return True
-        pieces = self.lm.pieces(row.ids[-_WINDOW:])
-        if ">" not in pieces[-1]:
+        if ">" not in self.lm.pieces(row.ids[-1:])[0]:
             return False
-        text = "".join(pieces)
+        text = "".join(self.lm.pieces(row.ids[-_WINDOW:]))
         return any(stop in text for stop in _STOPS)
 
     def _search(self, rows: list[_Row]) -> list[_Row]:
