@@ -693,7 +693,8 @@ TRAINED = {
     "grpo_blind": {},
     "grpo_coin": {"reward": coin_reward},
 }
-SWEPT: dict[str, dict] = {}  # where the sweep chose another value for an arm
+# Where the sweep chose another value for an arm; every sweep is on the card.
+SWEPT = {"no_mask": {"learning_rate": 6e-4}}
 MODULES: dict[str, GRPO] = {}  # trained on this page, by arm
 
 
