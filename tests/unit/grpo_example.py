@@ -85,6 +85,7 @@ def train(
     steps: int = 3,
     questions: Sequence[int] = range(len(QUESTIONS)),
     learning_rate: float = 0.01,
+    schedule: str = "constant",
     settings: Settings | None = None,
     epochs: int = 9,
     trainer: dict[str, Any] | None = None,
@@ -92,12 +93,12 @@ def train(
 ) -> GRPO:
     """A module after some steps with two questions each."""
     config = config or GRPOConfig(group=4)
-    changes = {"reward": uneven, **changes}
+    changes = {"reward": uneven, "attempts": ATTEMPTS, **changes}
     module = changes.pop("method", GRPO)(
-        lm or searching_lm(), Shelf(), QUESTIONS, config, ATTEMPTS, **changes
+        lm or searching_lm(), Shelf(), QUESTIONS, config, **changes
     )
     batches = Batches({"question": torch.tensor(list(questions))}, 2, seed=0)
-    optimisation = Optimisation(learning_rate, schedule="constant", clip=None)
+    optimisation = Optimisation(learning_rate, schedule=schedule, clip=None)
     limits = {"max_steps": steps * config.minibatches, **(trainer or {})}
     fit(module, batches, settings or Settings.of("smoke"), optimisation, epochs, **limits)
     return module

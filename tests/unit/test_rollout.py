@@ -171,11 +171,11 @@ def test_tokens_are_drawn_at_the_temperature_and_scored_at_temperature_one():
 
 
 def test_a_draw_takes_the_token_in_whose_share_it_falls():
-    logits = torch.tensor([0.1, 0.0, 0.5, 0.4, 0.0]).log().repeat(6, 1)  # of 0: probability 0
+    logits = torch.tensor([0.0, 0.1, 0.0, 0.5, 0.4, 0.0]).log().repeat(6, 1)
     almost = 1 - 2**-53
     draws = torch.tensor([0.0, 0.0999, 0.1001, 0.5999, 0.6001, almost], dtype=torch.double)
     tokens, log_probs = sample(logits, 1.0, draws)
-    assert tokens.tolist() == [0, 0, 2, 2, 3, 3]
+    assert tokens.tolist() == [1, 1, 3, 3, 4, 4]  # never one of probability 0
     torch.testing.assert_close(log_probs, logits.gather(1, tokens[:, None])[:, 0])
 
 

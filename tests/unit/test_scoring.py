@@ -214,6 +214,7 @@ def test_answers_are_scored_after_tokens_as_after_text():
 def adapted():
     """A policy with a LoRA adapter after a few steps, its base as it was, and attempts."""
     base = searching_lm()
+    base.model.requires_grad_(False)  # as under an adapter; torch then multiplies in another order
     lm = LanguageModel(with_adapter(searching_lm().model), base.tokenizer)
     attempts = drawn(lm)
     batch = collate(attempts, lm.pad_id)
