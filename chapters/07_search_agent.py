@@ -105,15 +105,14 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # ## What the paper claims
 #
 # Search-R1 trains Qwen2.5 models on the questions of NQ and HotpotQA, against Wikipedia and a dense
-# retriever, with PPO or with {term}`GRPO`, and reports {term}`exact match` on seven question sets.
-# It says that
+# retriever, with {term}`GRPO` (or PPO), and is judged by {term}`exact match` on seven question sets.
+# Three things are said or done there that we test:
 #
 # * a policy that searches and was trained with reinforcement learning beats answering from one
-#   retrieval (*retrieval-augmented generation*, {term}`RAG`), most of all where a question takes
-#   several hops;
+#   retrieval (*retrieval-augmented generation*, {term}`RAG`), also where a question takes several hops;
 # * it beats the same policy before that training;
-# * the loss must be taken over the tokens that the model wrote and not over the passages that were
-#   put between them, or training suffers.
+# * the loss is taken over the tokens that the model wrote and not over the passages that were put
+#   between them. The release has a switch for it, and it is on; we ask what happens when it is off.
 #
 # | exact match, Qwen2.5-3B (AutoRefine's table {cite:p}`autorefine`) | NQ | TriviaQA | PopQA | HotpotQA | 2Wiki | MuSiQue | Bamboogle |
 # |---|---|---|---|---|---|---|---|
@@ -138,7 +137,7 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # that its RAG is weak for reasons that have nothing to do with searching. The primary claim is
 # therefore tested against a *perfect reader*: one retrieval with the question's own words, as many
 # passages as the agent may read in all its searches, and the answer counts as found wherever a
-# right name stands anywhere in them. No RAG on these passages can be better.
+# right name stands anywhere in them. No RAG on these passages can be better, luck aside.
 #
 # ## Symbols
 #
@@ -406,7 +405,7 @@ record.check("the package's advantages are these", same)
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
 # \;+\; \beta\, \mathrm{KL}.$$ (eq-07-loss)
 #
-# The mask $m$ is the third claim of the paper. Passages are part of the text that the model
+# The mask $m$ is the third of the three. Passages are part of the text that the model
 # conditions on, but it did not choose them. Without the mask, a right answer would teach the model
 # to *write* the passages that happened to be there, and a wrong one to find them improbable. The
 # divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$

@@ -236,11 +236,13 @@ class GRPO(Module):
         for number in range(self.config.minibatches):  # some attempts of every group in each
             rows = (place % self.config.minibatches == number).nonzero()[:, 0]
             optimiser.zero_grad(set_to_none=False)
-            sums += self._backward(step, rows)
-            norms.append(self._gradient_norm(step))
+            sums += _summed(self._backward(step, rows))
+            norms.append(self._gradient_norm())
+            if not np.isfinite([sums[0].item(), norms[-1]]).all():  # on all processes alike
+                raise NotFiniteError(step.attempts)
             optimiser.step()
             schedule.step()
-        loss, tokens, clipped, kl = _summed(sums).tolist()
+        loss, tokens, clipped, kl = sums.tolist()
         return {
             "loss": loss / self.config.minibatches,
             "clipped": clipped / max(tokens, 1),
@@ -277,8 +279,6 @@ class GRPO(Module):
             loss = (values * part.weights).sum()
             if self.extra_loss is not None:
                 loss = loss + self.extra_loss(step, part)
-            if not torch.isfinite(loss):
-                raise NotFiniteError(step.attempts)
             loss.backward()
             moved = k3(log_probs, part.of(step.old)).sum()
             sums += torch.stack([loss, mask.sum(), clipped.sum(), moved]).detach()
@@ -291,7 +291,7 @@ class GRPO(Module):
             return mask / _summed(counts.sum()).clamp(min=1)
         return mask / (_summed(torch.ones_like(counts).sum()) * counts.clamp(min=1))
 
-    def _gradient_norm(self, step: Step) -> float:
+    def _gradient_norm(self) -> float:
         """Add up the gradients of all processes and limit their norm; what it was."""
         trained = [p for p in self.model.parameters() if p.requires_grad]
         for parameter in trained:
@@ -302,10 +302,7 @@ class GRPO(Module):
             sizes = [p.numel() for p in trained]
             for parameter, gradient in zip(trained, flat.split(sizes), strict=True):
                 parameter.grad.copy_(gradient.view_as(parameter))
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, self.config.gradient_norm))
-        if not np.isfinite(norm):
-            raise NotFiniteError(step.attempts)
-        return norm
+        return float(torch.nn.utils.clip_grad_norm_(trained, self.config.gradient_norm))
 
     # -- what is logged and saved ------------------------------------------------------------------
 
