@@ -186,6 +186,9 @@ def test_space_belongs_to_what_follows_it():
         ("query", "  b"),
         ("search", " \t</search>"),
     ]
+    assert bpe("<search>\nwho </search>") == [
+        ("search", "<search>\n"), ("query", "who"), ("search", " </search>")
+    ]  # fmt: skip
     assert pieces("\n", "<answer>", "b </answer>\n") == [("answer", "\n<answer>b </answer>\n")]
     assert pieces("\n", "well", " <answer> b </answer>") == [
         ("invalid", "\nwell"), ("answer", " <answer> b </answer>")
