@@ -61,9 +61,9 @@ def _attempt(
             body = "".join(_passage(passages[i], i in gold) for i in next(found) if i in passages)
             inner = f"<ul>{body or '<li>nothing found</li>'}</ul>"
         pieces.append(f'<div class="ms-piece ms-{kind}"><b>{kind}</b> {inner}</div>')
-    mark = "right" if reward > 0 else "wrong"
+    mark, state = "right" if reward > 0 else "wrong", " open" if is_open else ""
     return (
-        f'<details class="ms-try ms-{mark}"{" open" if is_open else ""}><summary>{summary}</summary>'
+        f'<details class="ms-try ms-{mark}"{state}><summary>{summary}</summary>'
         f'<div class="ms-attempt">{"".join(pieces)}</div></details>'
     )
 
