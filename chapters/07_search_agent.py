@@ -89,27 +89,31 @@ from minisearch.agents.viewer import group_html
 start = load_lm("toy-0")
 protocol = protocol_of(start.tokenizer)
 example, library = world_of("blank", 100)
-asked = example.questions(12, hops=(3,), seed=1)[1]
-prompt = protocol.prompt(start.tokenizer, asked["question"])
-shown = rollout(start, library, protocol, [prompt] * 8, RolloutConfig(), seed=3)
-rewards = [exact_match_reward(attempt, asked) for attempt in shown]
+for asked in example.questions(12, hops=(3,), seed=1):
+    prompt = protocol.prompt(start.tokenizer, asked["question"])
+    shown = rollout(start, library, protocol, [prompt] * 8, RolloutConfig(), seed=3)
+    rewards = [exact_match_reward(attempt, asked) for attempt in shown]
+    if 0 < sum(rewards) < len(rewards):
+        break
 HTML(group_html(start, asked, shown, rewards, example.corpus))
 
 # %% [markdown]
-# Eight attempts at the same question, drawn from the same model: open one by its triangle. The
-# model wrote what is coloured; the grey blocks came from the search engine, and a star marks a
-# passage that one of the question's steps needs. What differs between the attempts is luck: which
-# words went into a query, which name was copied out of a passage. Reinforcement learning makes what
-# led to a right answer likelier, and nothing else happens in this chapter.
+# Eight attempts at the same question (the first of a dozen on which they differ), drawn from the
+# same model: open one by its triangle. The model wrote what is coloured; the grey blocks came from
+# the search engine, and a star marks a passage that one of the question's steps needs. What differs
+# between the attempts is luck: which words went into a query, which name was copied out of a
+# passage. Reinforcement learning makes what led to a right answer likelier, and nothing else
+# happens in this chapter.
 #
 # ## What the paper claims
 #
 # Search-R1 trains Qwen2.5 models on the questions of NQ and HotpotQA, against Wikipedia and a dense
-# retriever, with {term}`GRPO` (or PPO), and is judged by {term}`exact match` on seven question sets.
-# Three things are said or done there that we test:
+# retriever, with {term}`GRPO` (or PPO), and is judged by {term}`exact match` on seven question
+# sets. Three things are said or done there that we test:
 #
 # * a policy that searches and was trained with reinforcement learning beats answering from one
-#   retrieval (*retrieval-augmented generation*, {term}`RAG`), also where a question takes several hops;
+#   retrieval (*retrieval-augmented generation*, {term}`RAG`), also where a question takes several
+#   hops;
 # * it beats the same policy before that training;
 # * the loss is taken over the tokens that the model wrote and not over the passages that were put
 #   between them. The release has a switch for it, and it is on; we ask what happens when it is off.
@@ -405,12 +409,11 @@ record.check("the package's advantages are these", same)
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
 # \;+\; \beta\, \mathrm{KL}.$$ (eq-07-loss)
 #
-# The mask $m$ is the third of the three. Passages are part of the text that the model
-# conditions on, but it did not choose them. Without the mask, a right answer would teach the model
-# to *write* the passages that happened to be there, and a wrong one to find them improbable. The
-# divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$
-# with $d = \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. At toy scale $\beta =
-# 0$.
+# The mask $m$ is the third of the three. Passages are part of the text that the model conditions
+# on, but it did not choose them. Without the mask, a right answer would teach the model to *write*
+# the passages that happened to be there, and a wrong one to find them improbable. The divergence
+# from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$ with $d =
+# \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. At toy scale $\beta = 0$.
 
 
 # %%
