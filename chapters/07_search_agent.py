@@ -793,8 +793,8 @@ for name in results:
 # * *Entropy*, in nats a written token, falls as the policy makes up its mind. At 0 every attempt is
 #   the same, all groups are dead and learning is over. A rise means that the policy is coming
 #   apart.
-# * *Dead groups*, here split into those that are always wrong, which too hard questions make, and
-#   those that are always right.
+# * *Dead groups* are always wrong where questions are too hard, and always right where there is
+#   nothing left to learn. Attempts in them were made in vain.
 #
 # One failure is kept: the same run with a learning rate that is ten times higher.
 
@@ -836,10 +836,15 @@ def watch(histories: dict, panels: dict):
         for run, history in histories.items():
             ax.plot(
                 history.column("rollouts")[1],
-                smooth(history.column(name)[1]),
+                smooth(history.column(name)[1]).clip(None if band else 1e-5),
                 label=run,
             )
-        ax.set(title=title, ylabel=label, xlabel="attempts")
+        ax.set(
+            title=title,
+            ylabel=label,
+            xlabel="attempts",
+            yscale="linear" if band else "log",
+        )
     axes.flat[0].legend()
     return fig
 
@@ -852,7 +857,8 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
 
 # %% [markdown]
-# What could have warned us before the right answers were gone? Three numbers that cost nothing.
+# What could have warned us before the right answers were gone? Four numbers that cost nothing. The
+# first three have logarithmic axes.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts: gradient norm, divergence from the sampling policy, clipped share and well-formed share. The dashed run at ten times the learning rate departs from the solid one within the first few hundred attempts."}}
 WARNINGS = {
