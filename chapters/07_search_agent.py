@@ -954,10 +954,11 @@ by_hops = {
 pd.DataFrame(by_hops).T.astype(float).round(3)
 
 # %% [markdown]
-# On one hop one retrieval is nearly all that is needed, and a perfect reader has little left to
-# lose. From two hops on the question does not contain the words that find the second passage. That
-# is no weakness of a reader: more passages help the perfect one a little, as a name may stand in
-# them by chance.
+# `gold` counts what the agent's own searches brought, so that it is 0 where nothing is searched
+# after the prompt. On one hop one retrieval is nearly all that is needed, and a perfect reader is
+# hard to beat. From two hops on the question does not contain the words that find the second
+# passage. That is no weakness of a reader: what even the perfect one finds there, it mostly finds
+# because a name stands in its passages by chance.
 #
 # ### What the grid says
 #
