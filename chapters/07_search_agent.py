@@ -769,10 +769,8 @@ def record_training(name: str, module: GRPO, points: int = 10) -> None:
         f"{name}/live_at_start", float(1 - dead[: max(1, len(dead) // 8)].mean())
     )
     for part in ("generate", "retrieve", "score", "update"):
-        record.metric(
-            f"{name}/seconds {part}",
-            float(module.history.column(f"seconds {part}")[1].sum()),
-        )
+        spent = module.history.column(f"seconds {part}")[1].sum()
+        record.metric(f"seconds/{name}/{part}", float(spent))
 
 
 # %% tags=["train"]
