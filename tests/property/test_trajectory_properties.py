@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from bpe_example import bpe_tokenizer
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minisearch.agents.trajectory import KINDS, Segment, Trajectory, collate, split_turn
 from minisearch.models.lm import LanguageModel
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 OWN = ("plan", "think", "search", "refine", "answer")
 FRAGMENTS = [
     *(f"<{tag}>" for tag in OWN), *(f"</{tag}>" for tag in OWN), "<search>", "</search>",
@@ -85,12 +86,14 @@ def check(tokens: list[int], pieces: list[str], tokenizer, opened: str) -> None:
     assert queries <= searches  # fewer only where one token holds parts of two
 
 
+@unhurried
 @given(cuts(), st.sampled_from(["", "answer", "think"]))
 def test_any_cut_of_any_text_into_tokens(pieces, opened):
     tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(pieces[n] for n in ids))
     check(list(range(len(pieces))), pieces, tokenizer, opened)
 
 
+@unhurried
 @given(turns, st.sampled_from(["", "answer"]))
 def test_any_text_in_the_tokens_of_a_byte_level_tokenizer(text, opened):
     tokenizer = bpe_tokenizer()
@@ -98,6 +101,7 @@ def test_any_text_in_the_tokens_of_a_byte_level_tokenizer(text, opened):
     check(tokens, [tokenizer.decode([token]) for token in tokens], tokenizer, opened)
 
 
+@unhurried
 @given(st.lists(st.integers(0, len(bpe_tokenizer()) - 1), max_size=40))
 def test_any_tokens_of_a_byte_level_tokenizer(tokens):
     tokenizer = bpe_tokenizer()
@@ -126,6 +130,7 @@ attempts = st.builds(
 )
 
 
+@unhurried
 @given(st.lists(attempts, min_size=1, max_size=4))
 def test_every_token_of_a_response_is_either_the_models_or_the_environments(rows):
     batch = collate(rows, pad_id=0)
@@ -148,6 +153,7 @@ def test_every_token_of_a_response_is_either_the_models_or_the_environments(rows
         assert (batch.log_probs[n][~batch.policy[n]] == 0).all()
 
 
+@unhurried
 @given(st.lists(attempts, min_size=1, max_size=4))
 def test_the_number_of_a_search_counts_the_queries_before(rows):
     batch = collate(rows, pad_id=0)
@@ -161,6 +167,7 @@ def test_the_number_of_a_search_counts_the_queries_before(rows):
         assert batch.search[n].tolist() == expected + padding
 
 
+@unhurried
 @given(attempts, prompts)
 def test_another_prompt_selects_the_same_tokens_of_the_response(row, ids):
     other = row.with_prompt(ids)
@@ -173,6 +180,7 @@ def test_another_prompt_selects_the_same_tokens_of_the_response(row, ids):
         assert torch.equal(one.ids[getattr(one, name)], two.ids[getattr(two, name)])
 
 
+@unhurried
 @given(attempts)
 def test_a_prefix_is_all_that_came_before_and_the_passages_themselves(row):
     seen: list[int] = []
@@ -186,6 +194,7 @@ def test_a_prefix_is_all_that_came_before_and_the_passages_themselves(row):
         row.prefix(count)
 
 
+@unhurried
 @given(st.lists(attempts, min_size=1, max_size=5), st.data())
 def test_chosen_rows_are_those_rows_by_themselves(rows, data):
     numbers = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=5))

@@ -211,6 +211,25 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused():
     assert "give it the tags" in caught.value.remedy
 
 
+# -- the score of an answer --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "answers", "error"),
+    [(["who"], [""], InputError), (["who"], ["who"], RuntimeError)],
+)
+def test_a_score_that_fails_gives_the_models_mode_back(prefixes, answers, error):
+    model = tiny_model("qwen2").train()
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    model.register_forward_pre_hook(fails)
+    with pytest.raises(error):
+        LanguageModel(model, toy_tokenizer()).answer_log_prob(prefixes, answers)
+    assert model.training
+
+
 # -- a service across the network --------------------------------------------------------------
 
 
@@ -228,7 +247,7 @@ class Failing:
 
 
 def slow():
-    time.sleep(0.5)
+    time.sleep(1.5)
     return []
 
 
@@ -236,16 +255,17 @@ def broken():
     raise ZeroDivisionError("by zero")
 
 
-def remote(url: str) -> RemoteRetriever:
-    return RemoteRetriever(url, timeout=0.2, retries=2, backoff=0.01)
+def remote(url: str, failure=None) -> RemoteRetriever:
+    timeout = 0.7 if failure is slow else 10.0
+    return RemoteRetriever(url, timeout=timeout, retries=2, backoff=0.01)
 
 
-@pytest.mark.parametrize("failure", [slow, broken])
-def test_a_service_that_recovers_in_time_costs_an_attempt_nothing(failure):
-    service = Failing(2, failure)
+@pytest.mark.parametrize(("failure", "times"), [(slow, 1), (broken, 2)])
+def test_a_service_that_recovers_in_time_costs_an_attempt_nothing(failure, times):
+    service = Failing(times, failure)
     with serving(service) as url:
-        row = play_one(SEARCH.format("sister"), ANSWER, library=remote(url))
-    assert service.requests == 3
+        row = play_one(SEARCH.format("sister"), ANSWER, library=remote(url, failure))
+    assert service.requests == times + 1
     assert row.retrieved == [["sister/0", "sister/1"]]
     assert row.answer == "employer"
 
@@ -265,7 +285,7 @@ def test_a_service_that_stays_away_or_gives_garbage_ends_the_rollout(failure, fo
     service = Failing(9, failure)
     model = Script({WHO: [SEARCH.format("sister"), ANSWER]}).train()
     with serving(service) as url, pytest.raises(InputError, match=found) as error:
-        play({WHO: ()}, library=remote(url), model=model)
+        play({WHO: ()}, library=remote(url, failure), model=model)
     assert error.value.where == url
     assert service.requests == requests
     assert model.training

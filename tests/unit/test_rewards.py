@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 from bpe_example import bpe_tokenizer
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rollout_example import WHO, Library, play, play_one
 from toy_lm_example import toy_tokenizer
@@ -127,6 +127,7 @@ def test_cover_exact_match(answer, golden, expected):
 
 # -- the same, written again from the published scripts ----------------------------------------
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 NASTY = [
     "", " ", "a", "The", "an a the", "A.N.", "a-n", "U.S.", "the U.S. of A", "«the»", "the\tend",
     "The\nEnd ", "yes", "Yes!", "no", "no.", "no answer", "noanswer", "NoAnswer", "yes no",
@@ -173,6 +174,7 @@ def test_scores_are_those_of_the_published_scripts():
         agree(answer, [golden])
 
 
+@unhurried
 @given(st.text(), st.lists(st.text(), max_size=3))
 def test_scores_are_those_of_the_published_scripts_for_any_text(answer, golden):
     agree(answer, golden)
@@ -181,6 +183,7 @@ def test_scores_are_those_of_the_published_scripts_for_any_text(answer, golden):
 wordy = st.lists(st.sampled_from(["a", "The", "an", "yes", "no", "x", "Y", "y.", "-", "é"]))
 
 
+@unhurried
 @given(wordy.map(" ".join), st.lists(wordy.map(" ".join), max_size=3))
 def test_scores_are_those_of_the_published_scripts_for_any_words(answer, golden):
     agree(answer, golden)
@@ -415,6 +418,17 @@ def test_an_answer_whose_tag_was_opened_is_not_well_formed_whatever_the_text_say
     assert is_well_formed(made(False).text)
     assert format_reward(made(False), asked()) == 0.0
     assert format_reward(made(True), asked()) == 1.0
+
+
+def test_passages_that_the_model_made_up_are_not_well_formed_whatever_the_text_says():
+    step = "<search> sister </search> <information> mayor </information>"
+    pieces = [("think", THINK), ("invalid", step), ("think", THINK), ("answer", END)]
+    encode = toy_tokenizer().encode
+    segments = [Segment(kind, encode(text), [0.0] * len(encode(text))) for kind, text in pieces]
+    text = " ".join(text for _, text in pieces)
+    row = Trajectory([Segment("prompt", [3]), *segments], text=text)
+    assert is_well_formed(row.text)
+    assert format_reward(row, asked()) == 0.0
 
 
 @pytest.mark.parametrize("space", ["", " ", "\n", "\n\n", " \n "])
