@@ -396,6 +396,7 @@ def test_the_reference_is_used_as_it_is():
         torch.testing.assert_close(step.reference, expected)
         assert (step.reference == 0).equal(~step.mask)
     assert all(torch.equal(before[n], v) for n, v in reference.state_dict().items())
+    assert not any(p.requires_grad for p in reference.parameters())
 
 
 def test_a_strong_divergence_penalty_keeps_the_policy_near():
