@@ -1100,8 +1100,8 @@ pd.DataFrame(rows).T.round(3)
 # ### An encyclopedia half known
 #
 # In the blank world memory is worth nothing. In a *knowing* one the model has read half of the
-# facts before, and was also asked chains of them in the world that it is trained on here; it
-# answers some questions without a search. What does search add there?
+# facts before, and was also asked chains of them in the world that it is trained on here. Without a
+# search it answers some questions of one hop and hardly any of more. What does searching add there?
 
 # %% tags=["page-only", "hide-input"]
 KNOWING = [f"{arm}@knowing" for arm in ("direct", "rag", "cold", "grpo_em")]
@@ -1110,6 +1110,9 @@ pages.arm_table(
     ("em_greedy", "em_sampled", "searches_greedy", "gold_greedy"),
     KNOWING,
 )
+
+# %% tags=["page-only", "hide-input"]
+pages.bucket_table("07_search_agent", KNOWING, "em_greedy")
 
 # %% [markdown]
 # ### A model that knows English
