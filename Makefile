@@ -22,7 +22,7 @@ published := from minisearch import book, chapters as c; \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test lab clean chromium
+.PHONY: help book test lab clean chromium bench
 
 help:
 	@echo 'make book   run every chapter and build the site into _build/html'
@@ -59,6 +59,11 @@ test: $(VENV)/.test chromium
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab chapters
 
+# For who changes the agents' code: what it costs beside TRL, which nothing else here needs.
+bench: $(VENV)/.bench
+	$(PYTEST) -s tests/bench/test_agents.py
+	$(BIN)/python tests/bench/agent_speed.py
+
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find chapters data_scripts src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,6 +78,10 @@ $(VENV)/.book: $(VENV)/.torch $(PINS)
 $(VENV)/.test: $(VENV)/.torch $(PINS)
 	$(PIP) install -qq -e '.[book,test,classroom]' -c constraints.txt
 	$(BIN)/minisearch data get toy
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.torch $(PINS)
+	$(PIP) install -qq -e '.[test,bench]' -c constraints.txt
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.torch $(PINS)
