@@ -168,9 +168,7 @@ seed: int = 1000  # training and sampling; the published grid uses other seeds
 world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
 init_seed: int = 0  # which of the two toy models training starts from
 arms: str = "main"  # "main", or one arm of the card
-data: str = (
-    ""  # folder with train.jsonl and test.jsonl; empty: the profile's own questions
-)
+data: str = ""  # folder of question files; empty: the profile's own questions
 service: str = ""  # address of a retrieval service; empty: an index in memory
 steps: int = 0  # training steps; 0: the profile's
 passages: int = 0  # a search; 0: the profile's
@@ -295,6 +293,7 @@ def real_task(seed: int) -> Task:
     )
 
 
+# %%
 def open_task(kind: str, seed: int) -> Task:
     """The task of the profile."""
     return (
@@ -807,7 +806,7 @@ if profile in ("smoke", "toy"):
         )
         COLLAPSED = train(broken, open_task("blank", seed), fast, seed).history
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far, of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts: share of right answers rises steadily for the healthy run; searches stay between two and three; entropy falls slowly; dead groups fall, then those always right grow. The dashed run leaves the shaded bands."}}
+# %% tags=["page-only", "hide-input"]
 from minisearch.plots import figure
 
 HEALTHY = {  # panel: name in the history, label, healthy band
@@ -847,6 +846,7 @@ def watch(histories: dict, panels: dict):
     return fig
 
 
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far, of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts: share of right answers rises steadily for the healthy run; searches stay between two and three; entropy falls slowly; dead groups fall, then those always right grow. The dashed run leaves the shaded bands."}}
 if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     RUNS = {
         "as it should be": MODULES["grpo_em"].history,
@@ -1018,7 +1018,7 @@ pages.bucket_table(
 # all runs of an arm: the mean of the middle half of the runs, with 95 % limits from resampling runs
 # within each encyclopedia.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start."}}
+# %% tags=["page-only", "hide-input"]
 from minisearch.cards import load_cells
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
@@ -1045,6 +1045,7 @@ def training_curves(arm: str) -> tuple[np.ndarray, list[np.ndarray]]:
     )
 
 
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start."}}
 fig, ax = figure(height=3.8)
 for n, arm in enumerate(("grpo_em", "grpo_f1", "no_mask", "grpo_coin")):
     places, curves = training_curves(arm)
