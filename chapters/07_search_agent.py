@@ -1232,6 +1232,8 @@ def given_answer(prompt: str, response: str) -> str:
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch07-silent-test", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
 @checks("ch07-silent")
 def properties_of_given_answer(found):
+    told = "Answer between tags, for example <answer> Beijing </answer>. Question: who?"
+    said = "<think> found it </think> <answer> Luth Velloa </answer>"
     yield (
         "the example in the prompt is not the model's",
         lambda: found(told, said) == "Luth Velloa",
