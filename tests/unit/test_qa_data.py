@@ -196,7 +196,7 @@ def test_an_id_that_repeats_is_named_with_both_rows(put):
         ("rows.jsonl", b'"text"\n', "a str"),
         ("rows.jsonl", b'{"id": "\xff"}\n', "not UTF-8"),
         ("rows.jsonl.gz", b"no gzip at all", "Not a gzipped file"),
-        ("rows.jsonl.gz", gzip.compress(b'{"id": "1"')[:-9], "ended before"),
+        ("rows.jsonl.gz", gzip.compress(b'{"id": "1"', mtime=0)[:-9], "ended before"),
         ("rows.parquet", b"no parquet at all", "magic bytes"),
     ],
 )
