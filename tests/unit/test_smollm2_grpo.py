@@ -84,6 +84,7 @@ def test_the_model_the_versions_and_the_cost_are_named(found):
     assert made["peak memory in MiB"] > 135 * 4 * 4  # weights, gradients, two moments
     spent = sum(sum(row["seconds"].values()) for row in found["steps"])
     assert 0 < spent < made["wall seconds"]
+    assert "other work shared the machine" in made["units"]
 
 
 def test_rewards_and_dead_groups_follow_from_the_answers(found):
