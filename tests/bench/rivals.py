@@ -17,7 +17,12 @@ import lightning
 import numpy as np
 import torch
 from torch import nn
-from transformers import StoppingCriteria, StoppingCriteriaList, TrainerCallback
+from transformers import (
+    PrinterCallback,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TrainerCallback,
+)
 
 from minisearch.agents.grpo import GRPO, GRPOConfig
 from minisearch.agents.protocol import TOY, Piece
@@ -175,6 +180,7 @@ def trl_steps(steps: int, length: int, updates: int, reward: TokenReward, **chan
             processing_class=lm.tokenizer,
             callbacks=[clock],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     assert trainer.state.global_step == steps * updates
     groups = np.array(rewards).reshape(-1, GROUP)

@@ -18,20 +18,28 @@ def _one_thread():
 
 
 def test_attempts_with_searches_beside_a_loop_around_generate():
-    """Measured: 1.5 times as fast. What was read is a count, and the same on every machine."""
-    found = rivals.beside_plain_loop(count=64, tries=3)
+    """Measured: 1.3 to 1.5 times as fast. What is read is the same on every machine."""
+    found = rivals.beside_plain_loop(count=64, tries=4)
     print(f"plain loop / ours: {found['times cpu']:.2f} in CPU time")
     assert found["plain read"] > 1.8 * found["ours read"]
-    assert found["times cpu"] > 1.15
+    assert found["times cpu"] > 1.1
 
 
-def test_whole_grpo_steps_beside_trl():
-    """Measured: 1.4 times as fast where every group teaches something, the worst case for ours."""
+@pytest.mark.parametrize(
+    ("reward", "least"),
+    [
+        # Every group teaches something, so that ours has no attempt to leave out: 1.3 to 1.4.
+        (rivals.variety, 1.1),
+        # About half of the groups are dead: 1.9 to 2.2.
+        (rivals.one_in_twelve, 1.4),
+    ],
+)
+def test_whole_grpo_steps_beside_trl(reward, least):
     pytest.importorskip("trl")
-    found = rivals.beside_trl("no group is dead", rivals.variety, steps=3, tries=2)
-    print(f"TRL / ours: {found['times cpu']:.2f} in CPU time")
-    assert found["dead groups"] == 0
-    assert found["times cpu"] > 1.15
+    found = rivals.beside_trl(reward.__name__, reward, steps=3, tries=2)
+    print(f"TRL / ours, {found['dead groups']:.2f} dead: {found['times cpu']:.2f} in CPU time")
+    assert (found["dead groups"] == 0) == (reward is rivals.variety)
+    assert found["times cpu"] > least
 
 
 def test_a_step_of_64_attempts_with_searches():
