@@ -1000,12 +1000,12 @@ pages.bucket_table(
 #   retrieval can give, and the lead is there for two hops and for three. On one hop it is the other
 #   way round: ten passages nearly always hold the answer, and our agent, which reads two at a time
 #   and errs, stays behind a reader that does not.
-# * *Training.* Before it, the same policy is *behind* that perfect reader. What training changed
-#   can be seen in `gold_greedy`: it finds the passages. It was not taught by the coin, nor can it
-#   do without passages: with blind searches nothing is ever right, every group is dead, and the
-#   agent learns nothing at all.
-# * *The kind of reward.* F1 and exact match end alike. Names here have two words, and half a name
-#   is rarely a step on the way to the whole one.
+# * *Training.* Before it, the same policy is *behind* that perfect reader. What training changed can
+#   be seen in `gold_greedy`: it finds the passages. It was not taught by the coin, nor can it do
+#   without passages: with blind searches nothing is ever right in training, every group is dead, and
+#   the agent learns nothing at all.
+# * *The kind of reward.* F1 and exact match end close together. Names here have two words; our guess
+#   is that half a name is rarely a step on the way to the whole one.
 # * *The mask.* Without it the likeliest answers are somewhat worse and sampled ones far worse,
 #   although `no_mask` uses a learning rate of its own that suits it better. Sampled attempts are
 #   what training learns from, so that it also learns more slowly, as the curves show. Why the
