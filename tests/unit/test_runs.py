@@ -193,7 +193,9 @@ def test_chapters_side_by_side_build_a_shared_world_once(write_chapter, project)
 
 
 def batch(*words: str) -> subprocess.Popen[bytes]:
-    code = f"from minisearch.cli import main; main(['reproduce', '--profile', 'smoke', *{words}])"
+    # A job in the background of a script is deaf to SIGINT, and so would its children be.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += f"from minisearch.cli import main; main(['reproduce', '--profile', 'smoke', *{words}])"
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
 
 
