@@ -187,7 +187,7 @@ class AgentSettings(Settings):
     questions_a_step: int = dial(2, 8, 16, 512, source="512 (release); ours")
     group: int = dial(4, 8, 5, 5, source="n_agent 5 (release); ours")
     steps: int = dial(2, 30, 100, 1005, source="1005 (release); ours")
-    minibatches: int = dial(2, 2, 2, 2, source="256 of 512 (release)")
+    minibatches: int = dial(2, 2, 2, 2, source="256 of 512 (release); ours")
     learning_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-6, source="1e-6 (release); sweep")
     warmup: float = dial(
         0.0, 0.0, 0.285, 0.285, source=".285 of the steps (release); ours"
@@ -239,9 +239,10 @@ class Task:
 
     training: list[Question]
     library: Retriever
+    passages: list[Document]  # of that library, where they fit in memory
     test: list[Question]
     test_library: Retriever
-    passages: list[Document]  # of the test library, where they fit in memory
+    test_passages: list[Document]
 
 
 def toy_task(kind: str, seed: int) -> Task:
@@ -252,7 +253,7 @@ def toy_task(kind: str, seed: int) -> Task:
     training = home.questions(count, hops=(2, 3), seed=seed)
     test = away.questions(settings.one_hop, hops=(1,))
     test += away.questions(settings.multi_hop, hops=(2, 3))
-    return Task(training, library, test, test_library, away.corpus)
+    return Task(training, library, home.corpus, test, test_library, away.corpus)
 
 
 # %%
@@ -288,9 +289,8 @@ def real_task(seed: int) -> Task:
     library = RemoteRetriever(service) if service else BM25Retriever(passages)
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(training))
     count = settings.steps * settings.questions_a_step
-    return Task(
-        [training[n] for n in np.resize(order, count)], library, test, library, passages
-    )
+    drawn = [training[n] for n in np.resize(order, count)]
+    return Task(drawn, library, passages, test, library, passages)
 
 
 # %%
@@ -310,7 +310,9 @@ for question in task.test[:1] + task.test[settings.one_hop :][:2]:
         f"{question['metadata']['type']}: {question['question']} {question['golden_answers']}"
     )
     for hop in question["metadata"]["hops"]:
-        found = [d["contents"] for d in task.passages if d["id"] in hop["gold_ids"]]
+        found = [
+            d["contents"] for d in task.test_passages if d["id"] in hop["gold_ids"]
+        ]
         print(f"    {hop['answer']:24s} stands in: {' | '.join(found)!r}")
 
 # %% [markdown]
@@ -695,7 +697,7 @@ def measure_attempts(name: str, lm: LanguageModel, task: Task, way: str) -> None
             measures["gold"] = gold_recall
         for metric, of in measures.items():
             columns[f"{metric}_{how}"] = np.array([of(*pair) for pair in pairs])
-    columns["f1_greedy"] = np.array([f1_reward(*pair) for pair in pairs])
+    columns["f1_sampled"] = np.array([f1_reward(*pair) for pair in pairs])
     measure(name, columns, task)
 
 
@@ -725,8 +727,8 @@ def run_arm(name: str) -> None:
         record_perfect_reader(name, task)
         return
     if method == "grpo_blind":
-        blind = BlindLibrary(task.passages)
-        task = replace(task, library=blind, test_library=blind)
+        blind = BlindLibrary(task.passages), BlindLibrary(task.test_passages)
+        task = replace(task, library=blind[0], test_library=blind[1])
     lm = starting_model()
     if method in TRAINED:
         swept = SWEPT.get(method, {}) if profile in ("smoke", "toy") else {}
@@ -932,7 +934,7 @@ from minisearch import pages
 SHOWN = (
     "em_greedy",
     "em_sampled",
-    "f1_greedy",
+    "f1_sampled",
     "gold_greedy",
     "searches_greedy",
     "format_greedy",

@@ -99,7 +99,7 @@ def test_a_service_stands_in_for_the_corpus(page, monkeypatch, tmp_path):
     monkeypatch.setattr(page, "service", "http://127.0.0.1:9/retrieve")
     task = page.open_task("blank", 3)
     assert isinstance(task.library, RemoteRetriever)
-    assert task.passages == []
+    assert task.passages == task.test_passages == []
 
 
 # -- the loop ------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_perfect_reader_finds_what_stands_in_as_many_passages_as_all_searche
 
 def test_blind_searches_bring_any_passages_and_the_same_ones_again(page):
     task = page.open_task("blank", 1)
-    blind = page.BlindLibrary(task.passages)
+    blind = page.BlindLibrary(task.test_passages)
     queries = [q["question"] for q in task.test]
     first, again = (blind.batch_search(queries, 3) for _ in range(2))
     ids = [[hit["document"]["id"] for hit in hits] for hits in first]
@@ -166,6 +166,42 @@ def test_blind_searches_bring_any_passages_and_the_same_ones_again(page):
     gold = [{i for hop in q["metadata"]["hops"] for i in hop["gold_ids"]} for q in task.test]
     hit = np.mean([bool(g & set(row)) for g, row in zip(gold, ids, strict=True)])
     assert hit < 0.2
+
+
+def test_blind_searches_bring_passages_of_the_encyclopedia_that_is_asked_about(page, monkeypatch):
+    task, used = page.open_task("blank", page.seed), []
+
+    class Seen(Exception):
+        """Raised in place of training."""
+
+    def train(lm, task, settings, seed):
+        used.append(task)
+        raise Seen
+
+    monkeypatch.setattr(page, "train", train)
+    with pytest.raises(Seen):
+        page.run_arm("grpo_blind")
+    (blind,) = used
+    for library, seeing, questions in (
+        (blind.library, task.library, blind.training),
+        (blind.test_library, task.test_library, blind.test),
+    ):
+        (every,) = library.batch_search(["anything"], len(library.passages))
+        passages = " ".join(hit["document"]["contents"] for hit in every)
+        assert all(question["golden_answers"][0] in passages for question in questions)
+        (hit,) = seeing.batch_search([questions[0]["metadata"]["entity"]], 1)[0]
+        assert hit["document"] in library.passages
+
+
+def test_f1_is_of_the_attempts_that_its_name_says(page):
+    task, lm = page.open_task("blank", 1), load_lm("toy-0")
+    page.measure_attempts("rag", lm, task, "rag")
+    metrics = page.record.metrics
+    attempts = page.answers(lm, task, "rag", page.ATTEMPTS)
+    several = [n for n, q in enumerate(task.test) if len(q["metadata"]["hops"]) > 1]
+    scores = [page.f1_reward(attempts[n], task.test[n]) for n in several]
+    assert metrics["rag/f1_sampled"] == pytest.approx(np.mean(scores))
+    assert metrics["rag/f1_sampled"] >= metrics["rag/em_sampled"]
 
 
 def test_the_coin_falls_for_a_fifth_of_all_texts_right_or_wrong(page):
