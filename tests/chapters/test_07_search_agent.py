@@ -155,6 +155,33 @@ def test_the_perfect_reader_finds_what_stands_in_as_many_passages_as_all_searche
     assert 0.5 < page.record.metrics["rag_oracle/chained_searches"] <= 1
 
 
+def test_more_passages_are_counted_as_the_perfect_reader_counts_ten(page):
+    task = page.open_task("blank", 1)
+    page.record_perfect_reader("rag_oracle", task)
+    places = page.first_places(task)
+    several = np.array([len(q["metadata"]["hops"]) > 1 for q in task.test])
+    assert np.mean(places[several] < 10) == page.record.metrics["rag_oracle/em_greedy"]
+    every = page.whole_question(task, 60)
+    for question, hits, place in zip(task.test, every, places, strict=True):
+        name = question["golden_answers"][0]
+        assert not any(name in hit["document"]["contents"] for hit in hits[:place])
+        assert place == 60 or name in hits[place]["document"]["contents"]
+
+
+def test_without_a_run_the_spread_is_that_of_the_others(page, monkeypatch):
+    from types import SimpleNamespace
+
+    def logged(world, value):
+        cell = SimpleNamespace(world_seed=world, init_seed=0, overrides=())
+        return SimpleNamespace(cell=cell, metrics={"a/m": value})
+
+    runs = [logged(0, v) for v in (0.5, 0.6, 0.1)] + [logged(1, v) for v in (0.7, 0.9)]
+    monkeypatch.setattr(page, "load_cells", lambda chapter: runs)
+    squares = [np.var([0.5, 0.6]) * 2, np.var([0.7, 0.9]) * 2]
+    assert page.spread("a", "m")[1] == 3
+    assert page.spread("a", "m", without=1) == (pytest.approx(np.sqrt(sum(squares) / 2)), 2)
+
+
 def test_blind_searches_bring_any_passages_and_the_same_ones_again(page):
     task = page.open_task("blank", 1)
     blind = page.BlindLibrary(task.test_passages)
