@@ -809,17 +809,13 @@ for name in results:
 #   questions of a step.
 #
 # The bands are ours, a rule of thumb for this chapter. One failure is kept: the same run with a
-# learning rate that is ten times higher, stopped early.
+# learning rate that is ten times higher.
 
 # %% tags=["page-only", "train"]
 if profile in ("smoke", "toy"):
     broken = load_lm(f"toy-{init_seed}")
     with record.phase("arm that collapses"):
-        fast = replace(
-            settings,
-            learning_rate=10 * settings.learning_rate,
-            steps=min(settings.steps, 20),
-        )
+        fast = replace(settings, learning_rate=10 * settings.learning_rate)
         COLLAPSED = train(broken, open_task("blank", seed), fast, seed).history
 
 # %% tags=["page-only", "hide-input"]
@@ -858,11 +854,12 @@ def watch(histories: dict, panels: dict):
             xlabel="attempts",
             yscale="linear" if band else "log",
         )
-    axes.flat[0].legend()
+    lines = axes.flat[0].get_legend_handles_labels()
+    fig.legend(*lines, loc="outside upper center", ncols=2)
     return fig
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far (means of four steps), of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts. The solid run: right answers dip, then climb to about a half and stay there, with dips; searches climb from below two to three; entropy rises a little and falls back; dead groups rise to a half, fall to an eighth and rise again. The dashed run: right answers sink to nothing; searches climb faster and fall back; entropy rises late, inside its band; nine groups of ten end dead."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far (means of four steps), of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts. The solid run: right answers dip, then climb to about a half and stay there, with dips; searches climb from below two to three; entropy rises a little and falls back; dead groups rise to a half, fall to an eighth and rise again. The dashed run: right answers sink to nothing; searches climb faster, to above three, and fall to nearly one; entropy rises late and steeply, though inside its band, and falls again; in the end all groups are dead."}}
 if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     RUNS = {
         "as it should be": MODULES["grpo_em"].history,
@@ -871,11 +868,11 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
 
 # %% [markdown]
-# On this page the failure would have been seen in the right answers and the dead groups, once it
-# was too late; entropy stays inside its band to the end. What could have warned us earlier? Four
-# numbers that cost nothing. The first three have logarithmic axes.
+# The failure shows in the right answers and the dead groups once it is too late; entropy never
+# leaves its band. What could have warned us earlier? Four numbers that cost nothing. The first
+# three have logarithmic axes.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Two of the four tell the runs apart from the first step on.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts. From the first step on, the dashed run at ten times the learning rate has a divergence from the sampling policy hundreds of times higher and a clipped share more than ten times higher than the solid one. Its well-formed share leaves the band after some three hundred attempts. Its gradient norm stays close to that of the solid run and falls away near the end."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Two of the four tell the runs apart from the first step on. Where all groups of a step are dead, the first three are 0, drawn at the bottom.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts. From the first step on, the dashed run at ten times the learning rate has a divergence from the sampling policy hundreds of times higher and a clipped share more than ten times higher than the solid one. Its well-formed share leaves the band after some three hundred attempts. Its gradient norm stays close to that of the solid run for the first 900 attempts and falls away when its groups are dead."}}
 WARNINGS = {
     "gradient norm": ("gradient norm", "before clipping", None),
     "divergence from the sampler": ("kl to old", "nats a token", None),
@@ -967,7 +964,7 @@ if "grpo_em" in MODULES and settings.model == "toy":
     display(pd.DataFrame(habits).round(2))
 
 # %% [markdown]
-# Training made the rare habit the rule: nearly all queries now have all the words. And something
+# Training made the rare habit the rule: queries now come close to all three words. And something
 # that nobody rewards got worse, the form:
 
 
@@ -988,8 +985,11 @@ if "grpo_em" in MODULES and settings.model == "toy":
     some = replace(task, test=[q for q in task.test if len(q["metadata"]["hops"]) > 1])
     for name, lm in policies.items():
         bad, opened = out_of_form(lm, replace(some, test=some.test[:200]))
-        print(f"{name} training: {bad:.3f} of greedy attempts out of form, of these")
-        print(f"  with searches used up and the answer's tag opened: {opened:.2f}")
+        print(f"{name} training: {bad:.3f} of greedy attempts out of form")
+        if bad:
+            print(
+                f"  of these, answer's tag opened as searches are used up: {opened:.2f}"
+            )
 
 # %% [markdown]
 # These are attempts that asked until their searches were used up, and had to answer with nothing in
@@ -1415,14 +1415,12 @@ def properties_of_given_answer(found):
         "the example in the prompt is not the model's",
         lambda: found(told, said) == "Luth Velloa",
     )
-    yield "no answer at all", lambda: found(told, "<think> hm </think>") == ""
+    hm = " <think> hm </think>"
+    yield "no answer at all", lambda: found(told, hm) == ""
     twice = "<answer> A </answer> no, <answer> B </answer>"
     yield "a response that changes its mind", lambda: found(told, twice) == "B"
     page = "<information> <answer> C </answer> </information>"
-    yield (
-        "a passage with an answer tag",
-        lambda: found(told, f"{page} <think> hm </think>") == "",
-    )
+    yield "a passage with an answer tag", lambda: found(told, page + hm) == ""
     ### BEGIN HIDDEN TESTS
     open_one = "<answer> A </answer> or rather <answer> B"
     yield "a tag that is never closed", lambda: found(told, open_one) == "A"
@@ -1435,10 +1433,7 @@ def properties_of_given_answer(found):
         lambda: found(told, f"{said} {page}") == "Luth Velloa",
     )
     lines = "<information> <answer> C </answer>\n more </information>"
-    yield (
-        "a passage of two lines",
-        lambda: found(told, f"{lines} <think> hm </think>") == "",
-    )
+    yield "a passage of two lines", lambda: found(told, lines + hm) == ""
     x, y = (f"<information> {name} </information>" for name in "xy")
     yield (
         "an answer between two passages",
