@@ -193,9 +193,11 @@ def _has_rows(logs: Logs, cell: Cell, metric: str) -> bool:
 def _query_values(logs: Logs, cells: list[Cell], claim: Claim) -> stats.Array:
     """Per-query values of the cells of one world, by cluster where there are clusters.
 
+    A row without a value of the metric belongs to another question that the arm was asked.
+
     Shape: (cells, Q), or (cells, C).
     """
-    frames = [logs.by_cell[cell.folder_name] for cell in cells]
+    frames = [logs.by_cell[cell.folder_name].dropna(subset=[claim.metric]) for cell in cells]
     first = frames[0]["query_row"].to_numpy()
     for cell, frame in zip(cells, frames, strict=True):
         if not np.array_equal(frame["query_row"].to_numpy(), first):
