@@ -1201,8 +1201,7 @@ PLANS = {
     "rq_opq": Plan("rq_opq"),
     "rq_vae": Plan("rq_vae"),
 }
-SWEPT = dict.fromkeys(("rq_kmeans", "rq_opq", "rq_vae"), 4e-3)  # see the card
-MARKS = tuple(name for names in STAGES.values() for name in names if name != "route")
+SWEPT = {"rq_kmeans": 4e-3, "rq_opq": 4e-3, "rq_vae": 4e-3}  # see the card
 
 
 @cache
@@ -1212,8 +1211,11 @@ def make_scheme(name: str, criterion: str = "requests") -> Scheme:
     codes = keywords
     if name != "kae":
         codes = closed_codes(name, shop, encoder.vectors, keywords.sizes)
+    marks = tuple(
+        name for names in STAGES.values() for name in names if name != "route"
+    )
     size, encode_text = text_ids()
-    return Scheme(name, codes, Alphabet(size, MARKS, tuple(codes.sizes)), encode_text)
+    return Scheme(name, codes, Alphabet(size, marks, tuple(codes.sizes)), encode_text)
 
 
 def text_ids() -> tuple[int, Callable]:
@@ -1305,7 +1307,7 @@ def told(scheme: Scheme, tokens: np.ndarray) -> str:
             position = int(np.searchsorted(first, token, side="right")) - 1
             out.append(f"{position + 1}:{token - first[position]}")
         elif token > scheme.alphabet.text - 1:
-            out.append(f"[{MARKS[token - scheme.alphabet.text]}]")
+            out.append(f"[{scheme.alphabet.marks[token - scheme.alphabet.text]}]")
         elif token == END:
             out.append("[end]")
         elif not settings.checkpoint:
@@ -2105,10 +2107,10 @@ HTML(page if "kae" in MODELS else "")
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
 
-K = settings.k
+k = settings.k
 pages.score_table(
     record.metrics, ("bm25", "dense", "rq_opq", "kae", "stage", "stage_strong", "oracle"),
-    ("recall@10", f"recall@{K}", "mrr", "orders", f"ihr@{K}", f"ihr_front@{K}", f"ihr_quantiser@{K}"),
+    ("recall@10", f"recall@{k}", "mrr", "orders", f"ihr@{k}", f"ihr_front@{k}", f"ihr_quantiser@{k}"),
 )  # fmt: skip
 
 # %% [markdown]

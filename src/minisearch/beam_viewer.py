@@ -18,7 +18,7 @@ STATES = {"before": "before the edit", "after": "after the edit"}
 EMPTY = "–"
 STAR = '<span class="ms-beam-star" role="img" aria-label="{}">★</span> '
 LEGEND = (
-    "Columns are the positions of an identifier. The darker a box and the thicker its line, the "
+    "Columns are the positions of an identifier. The fuller a box and the thicker its line, the "
     "larger the prefix's share of the probability of the beams shown, written in per cent "
     f"where they part; {EMPTY} is an empty position, <b>bold</b> is as in the query's own "
     "identifier, and ★ is a new word on a reserved code, or a product bound to it."
@@ -191,8 +191,7 @@ def _view(view: BeamView, query: int, positions: Sequence[str], hidden: str) -> 
         f'<div class="ms-beam-view" data-query="{query}" data-state="{view.state}"'
         f' data-say="{_summary(view)}"{hidden}>'
         '<p class="ms-beam-head">The query\'s own identifier</p>'
-        f'<ol class="ms-beam-asked">{chips}'
-        f"</ol>{_tree(view, positions)}"
+        f'<ol class="ms-beam-asked">{chips}</ol>{_tree(view, positions)}'
         '<p class="ms-beam-head">Products found, best first</p>'
         f'<ol class="ms-beam-products">{products or "<li>nothing found</li>"}</ol></div>'
     )
@@ -250,4 +249,4 @@ def _word(view: BeamView, word: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return "<1 %".replace("<", "&lt;") if share < 0.01 else f"{100 * share:.0f} %"
+    return "&lt;1 %" if share < 0.01 else f"{100 * share:.0f} %"
