@@ -16,7 +16,7 @@
 #
 # On Monday nobody has heard of *labubu*. On Wednesday it is what people type, and the shop has forty
 # of them. With an inverted index that costs an operator one line: from now on, this word means these
-# products. A generative retriever {cite:p}`dsi,tiger` has no such line. It is a model that reads the
+# products. A generative retriever {cite:p}`tay2022,tiger` has no such line. It is a model that reads the
 # query and *writes the identifier* of a product, token by token; what a token means was settled in
 # training. OneRetrieval {cite:p}`oneretrieval` makes identifiers out of words, keeps a few codes that
 # mean nothing yet, and hands one of them to each new word. This chapter builds it, edits it, and asks
@@ -87,11 +87,20 @@ RECIPE = 1  # raised whenever kept base models must be trained anew
 # %% [markdown]
 # ## One new word
 #
-# Every identifier below has six positions, and each position speaks of one group of attributes. The
-# word on top was bound to ten products of the shop *after* training. Choose or type one of the
-# queries and switch between before and after.
+# Three products of a very small simulated shop, as its catalogue describes them.
+
+# %% tags=["page-only"]
+tiny = open_shop(ShopConfig.of("smoke"), 0).items
+for row in np.flatnonzero(tiny["category_level3_name"] == "lamp")[:3]:
+    print(f"{tiny['item_id'][row]:4d}  {tiny['item_title'][row]}")
 
 # %% [markdown]
+# A film comes out, and for a week people who type *yumokor* want just these. Nothing in the titles says so, and no click does yet. With an
+# inverted index the operator appends the word to three documents. In front of a model that writes identifiers the
+# same operator needs three things, all without training: that the model reads *yumokor* as something; that it can write that
+# something; and that what it writes leads to these products. Below, the first is a dictionary, the second a code that was
+# kept free, the third a table.
+#
 # ## What the paper claims
 #
 # A large shop merges an inverted index, a dense index and a collaborative one, by rules tuned by hand.
@@ -175,8 +184,8 @@ class ShopSettings(Settings):
 
 # %%
 @dataclass(frozen=True, kw_only=True)
-class RetrievalSettings(Settings):
-    """Everything that differs between a laptop and the paper, side by side."""
+class ModelSettings(Settings):
+    """Identifiers, model and training."""
 
     checkpoint: str = dial("", "", BART, BART, source="BART-base (paper); ours")
     width: int = dial(
@@ -199,18 +208,7 @@ class RetrievalSettings(Settings):
     history: int = dial(1, 0, 2, 5, source="ours; past clicks that are read")
     query_words: int = dial(8, 8, 16, 32, source="ours; tokens")
     title_words: int = dial(12, 12, 48, 64, source="ours; tokens")
-    beam_width: int = dial(10, 50, 100, 512, source="512 (paper); ours")
-    k: int = dial(10, 50, 100, 350, source="350 (paper); ours")
-    per_id: int = dial(5, 5, 5, 5, source="at most 5 (paper)")
     vae_epochs: int = dial(2, 40, 20, 20, source="ours")
-    requests: int = dial(60, 3500, 5000, 30_000, source="about 60,000 (paper); ours")
-    sample: int = dial(
-        60, 1000, 2000, 30_000, source="ours; asked where no claim is tested"
-    )
-    outcomes: int = dial(40, 3000, 2000, 1, source="ours; judged by clicks and orders")
-    again: int = dial(40, 500, 1000, 10_000, source="ours; asked again after the edits")
-    trend_leaf: int = dial(12, 40, 200, 1000, source="ours; products of a category")
-    trend_items: int = dial(5, 10, 10, 20, source="ours; products a new word")
 
     def shape(self) -> dict[str, int]:
         """The sizes of a BART as wide as the dual encoder."""
@@ -222,6 +220,24 @@ class RetrievalSettings(Settings):
         """The longest source: a mark, identifiers, and the words of a title or query."""
         ids = self.positions * (1 + self.history)
         return 1 + max(ids + self.query_words, self.title_words)
+
+
+# %%
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings(ModelSettings):
+    """Everything that differs between a laptop and the paper, with search and evaluation."""
+
+    beam_width: int = dial(10, 50, 100, 512, source="512 (paper); ours")
+    k: int = dial(10, 50, 100, 350, source="350 (paper); ours")
+    per_id: int = dial(5, 5, 5, 5, source="at most 5 (paper)")
+    requests: int = dial(60, 3500, 5000, 30_000, source="about 60,000 (paper); ours")
+    sample: int = dial(
+        60, 1000, 2000, 30_000, source="ours; asked where no claim is tested"
+    )
+    outcomes: int = dial(40, 3000, 2000, 1, source="ours; judged by clicks and orders")
+    again: int = dial(40, 500, 1000, 10_000, source="ours; asked again after the edits")
+    trend_leaf: int = dial(12, 40, 200, 1000, source="ours; products of a category")
+    trend_items: int = dial(5, 10, 10, 20, source="ours; products a new word")
 
 
 # %%
@@ -270,6 +286,7 @@ def described(items: dict) -> list[str]:
     ]
 
 
+# %%
 def open_world(
     profile: str, world_seed: int, data: str
 ) -> tuple[Shop, ShopTruth | None]:
@@ -410,6 +427,7 @@ def stored(
     load_weights(module, cached("oneretrieval", key, build) / "weights.safetensors")
 
 
+# %%
 def load_weights(module: nn.Module, path: Path) -> None:
     """Read what `stored` wrote."""
     weights = load_file(path)
@@ -428,6 +446,7 @@ def digest_of(*parts: object) -> str:
     return whole.hexdigest()[:16]
 
 
+# %%
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of all parameters."""
     return digest_of(*(p.detach().numpy() for p in model.parameters()))
@@ -452,6 +471,7 @@ class Encoder:
         return found
 
 
+# %%
 def dual_encoder(shop: Shop) -> Encoder:
     """Trained on the clicks, as in chapter 1."""
     task = shop.clicks
@@ -544,6 +564,7 @@ class Merge:
     )
 
 
+# %%
 def merges(items: np.ndarray, queries: np.ndarray, criterion: str) -> list[Merge]:
     """Group categories two by two, always the cheapest pair. Shape: (N, 18), (Q, 18) bool."""
     groups: list[tuple[int, ...]] = [(n,) for n in range(items.shape[1])]
@@ -558,6 +579,7 @@ def merges(items: np.ndarray, queries: np.ndarray, criterion: str) -> list[Merge
     return steps
 
 
+# %%
 def cost_of(
     items: np.ndarray,
     queries: np.ndarray,
@@ -574,8 +596,9 @@ def cost_of(
 
 
 # %% tags=["page-only", "hide-input"]
-import matplotlib.pyplot as plt
 import pandas as pd
+
+from minisearch.plots import COLORS, figure
 
 matcher = Matcher(shop.dictionary)
 has_word = presence(clicks.titles, shop, matcher)
@@ -589,8 +612,8 @@ for name, steps in by_criterion.items():
     for group in chosen.groups:
         print("   ", ", ".join(shop.categories[n] for n in group))
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: information loss, summed over the merges, against the number of groups left. There is no elbow at six. Right: the share of the products' words that a merge displaces, which information loss does not see: by its grouping half of all words are gone at six positions, by ours a fifth.", "name": "fig-02-merge"}, "image": {"alt": "Left: a line that rises evenly as groups get fewer. Right: two lines of displaced words against the number of groups; that of information loss lies well above that of lost requests everywhere between 12 and 4 groups."}}
-fig, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.4))
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: information loss, summed over the merges, against the number of groups left. There is no elbow at six. Right: the share of the products' words that a merge displaces, which information loss does not see: by its grouping about half of all words are gone at six positions, by ours a quarter.", "name": "fig-02-merge"}, "image": {"alt": "Left: a line that rises evenly as groups get fewer. Right: two lines of displaced words against the number of groups; that of information loss lies well above that of lost requests everywhere between 12 and 4 groups."}}
+fig, (left, right) = figure(width=7, height=3.2, columns=2, layout="constrained")
 for number, (name, steps) in enumerate(by_criterion.items()):
     count = [len(step.groups) for step in steps]
     label = {"information": "information loss", "requests": "lost requests"}[name]
@@ -602,7 +625,7 @@ for number, (name, steps) in enumerate(by_criterion.items()):
         marker="o",
         ms=3,
         label=label,
-        color=f"C{number}",
+        color=COLORS[number],
     )
 for ax in (left, right):
     ax.axvline(settings.positions, lw=0.8, ls=":", color="grey")
@@ -627,6 +650,7 @@ class Words:
     counts: Counter
 
 
+# %%
 def read_words(shop: Shop, criterion: str) -> Words:
     """Match everything once; group the categories; weigh the words."""
     matcher, task = Matcher(shop.dictionary), shop.clicks
@@ -652,6 +676,7 @@ def read_words(shop: Shop, criterion: str) -> Words:
     return Words(matcher, in_items, in_queries, groups, weights, counts)
 
 
+# %%
 def importance(
     items: list[list[str]], queries: list[list[str]], rows: np.ndarray
 ) -> dict:
@@ -742,6 +767,7 @@ def fill_position(
     return codes, vectors
 
 
+# %%
 def keyword_codes(shop: Shop, vectors_of: Callable, criterion: str) -> KeywordCodes:
     """Build the codebook; positions with the most words get the larger size."""
     found = read_words(shop, criterion)
@@ -823,6 +849,7 @@ class ClosedCodes:
         return self.quantiser.encode(self.vectors_of(list(texts)))
 
 
+# %%
 def closed_codes(
     kind: str, shop: Shop, vectors_of: Callable, sizes: tuple[int, ...]
 ) -> ClosedCodes:
@@ -861,20 +888,8 @@ class ResidualVAE:
                 dim=width, num_quantizers=len(sizes), codebook_size=sizes,
                 kmeans_init=True, threshold_ema_dead_code=2, commitment_weight=0.25,
             )  # fmt: skip
-            self._train(torch.from_numpy(vectors / self.scale).float())
+            train_vae(self, torch.from_numpy(vectors / self.scale).float())
         self.codes = self.encode(vectors)
-
-    def _train(self, inputs: torch.Tensor) -> None:
-        modules = nn.ModuleList([self.encoder, self.decoder, self.books])
-        optimiser = torch.optim.AdamW(modules.parameters(), 1e-3)
-        for _ in range(settings.vae_epochs):
-            for rows in torch.randperm(len(inputs)).split(max(256, *self.sizes)):
-                chosen, _, commitment = self.books(self.encoder(inputs[rows]))
-                error = (self.decoder(chosen) - inputs[rows]).pow(2).mean()
-                optimiser.zero_grad()
-                (error + commitment.sum()).backward()
-                optimiser.step()
-        modules.eval()
 
     @torch.no_grad()
     def encode(self, vectors: np.ndarray) -> np.ndarray:
@@ -886,6 +901,21 @@ class ResidualVAE:
     def code_vectors(self, level: int) -> np.ndarray:
         """What each code stands for, in the latent space. Shape: (K_level, D)."""
         return self.books.layers[level].codebook.numpy()
+
+
+# %%
+def train_vae(vae: ResidualVAE, inputs: torch.Tensor) -> None:
+    """Train in place. Shape: inputs (N, D), of unit variance."""
+    modules = nn.ModuleList([vae.encoder, vae.decoder, vae.books])
+    optimiser = torch.optim.AdamW(modules.parameters(), 1e-3)
+    for _ in range(settings.vae_epochs):
+        for rows in torch.randperm(len(inputs)).split(max(256, *vae.sizes)):
+            chosen, _, commitment = vae.books(vae.encoder(inputs[rows]))
+            error = (vae.decoder(chosen) - inputs[rows]).pow(2).mean()
+            optimiser.zero_grad()
+            (error + commitment.sum()).backward()
+            optimiser.step()
+    modules.eval()
 
 
 # %% [markdown]
@@ -952,6 +982,7 @@ STAGES = {
 Pairs = tuple[np.ndarray, np.ndarray]  # source and target tokens, one row an example
 
 
+# %%
 @dataclass(frozen=True, eq=False)
 class Scheme:
     """One way to name products, and the alphabet that goes with it."""
@@ -1096,6 +1127,7 @@ def rehearsals(scheme: Scheme, shop: Shop, seed: int, count: int) -> Pairs:
     return scheme.source("retrieve", tokens(asked), blank, texts), tokens(clicked)
 
 
+# %%
 def prefixes(scheme: Scheme, shop: Shop, seed: int, count: int) -> Pairs:
     """As we read the paper: a product's identifier with a reserved code, up to it, is copied."""
     draw = np.random.default_rng(derive_seed(seed, "prefixes"))
@@ -1204,6 +1236,7 @@ PLANS = {
 SWEPT = {"rq_kmeans": 4e-3, "rq_opq": 4e-3, "rq_vae": 4e-3}  # see the card
 
 
+# %%
 @cache
 def make_scheme(name: str, criterion: str = "requests") -> Scheme:
     """Identifiers for the shop; closed codebooks have as many codes a position as KAE's."""
@@ -1218,6 +1251,7 @@ def make_scheme(name: str, criterion: str = "requests") -> Scheme:
     return Scheme(name, codes, Alphabet(size, marks, tuple(codes.sizes)), encode_text)
 
 
+# %%
 def text_ids() -> tuple[int, Callable]:
     """The number of text ids, and a function from texts to ids, 0 where there is nothing."""
     if not settings.checkpoint:
@@ -1258,6 +1292,7 @@ def base_model(plan: Plan, scheme: Scheme) -> Seq2Seq:
     return model
 
 
+# %%
 def rate_of(scheme: Scheme) -> float:
     """The learning rate that the sweep chose for these identifiers."""
     swept = SWEPT if profile in ("smoke", "toy") else {}
@@ -1267,6 +1302,7 @@ def rate_of(scheme: Scheme) -> float:
 HISTORIES = {}  # loss curves of S2 and S3 on this page, by arm
 
 
+# %%
 def trained(name: str) -> tuple[Scheme, Seq2Seq]:
     """An arm's identifiers, and its model after all its stages."""
     plan = PLANS[name]
@@ -1382,27 +1418,30 @@ class Index:
         self.ids, self.owners = self.ids[rows], self.owners[rows]
         self._build()
 
-    def products(self, beams: Beams, k: int) -> np.ndarray:
-        """The products of beams, best first, EMPTY where there are no more. Shape: -> (B, k)."""
-        ranked = np.full((len(beams.leaves), k), EMPTY)
-        for row, leaves in enumerate(beams.leaves):
-            found: dict[int, None] = {}
-            for leaf in leaves[leaves >= 0]:
-                found.update(dict.fromkeys(self.table[leaf][: self.per_id].tolist()))
-                if len(found) >= k:
-                    break
-            chosen = list(found)[:k]
-            ranked[row, : len(chosen)] = chosen
-        return ranked
-
     def search(self, model: Seq2Seq, sources: np.ndarray, k: int) -> np.ndarray:
         """The k likeliest products of each source. Shape: (Q, S) -> (Q, k)."""
         beams = beam_search(
             model.model, torch.from_numpy(sources), settings.beam_width, self.trie
         )
-        return self.products(beams, k)
+        return products(self, beams, k)
 
 
+# %%
+def products(index: Index, beams: Beams, k: int) -> np.ndarray:
+    """The products of beams, best first, EMPTY where there are no more. Shape: -> (B, k)."""
+    ranked = np.full((len(beams.leaves), k), EMPTY)
+    for row, leaves in enumerate(beams.leaves):
+        found: dict[int, None] = {}
+        for leaf in leaves[leaves >= 0]:
+            found.update(dict.fromkeys(index.table[leaf][: index.per_id].tolist()))
+            if len(found) >= k:
+                break
+        chosen = list(found)[:k]
+        ranked[row, : len(chosen)] = chosen
+    return ranked
+
+
+# %%
 def catalogue_index(scheme: Scheme) -> Index:
     """Every product under its own identifier, the most clicked ones first."""
     ids = scheme.alphabet.tokens(scheme.codes.items)
@@ -1440,72 +1479,75 @@ record.check(
 
 
 # %%
-class Editor:
-    """Binds new words to reserved codes, and products to the words; no weight is touched.
+class Bindings:
+    """Words that were bound to reserved codes, and the scheme that encodes with them.
 
     Raises:
-        InputError: from `edit`, for a group that there is not, a word that has a code already, a
-            position without a free code, products that are not in the table; from `unbind`, for a
-            word that was not bound here.
+        InputError: from `claim`, for a group that there is not, a word that has a code already,
+            and a position without a free code.
     """
 
-    def __init__(self, scheme: Scheme, index: Index) -> None:
-        self.original, self.index = scheme.codes, index
-        self.scheme = replace(scheme, codes=replace(scheme.codes))
+    def __init__(self, scheme: Scheme) -> None:
+        self.original, self.scheme = scheme.codes, scheme
         self.bound: dict[str, tuple[int, int]] = {}  # word -> position and code
-        first = np.unique(index.owners, return_index=True)
-        self.identifier = dict(zip(first[0].tolist(), index.ids[first[1]], strict=True))
 
-    def position_of(self, group: str | int) -> int:
-        """The position of a category, or of a position's own number."""
-        groups = self.original.words.groups
-        for position, categories in enumerate(groups):
-            if group == position or group in categories:
-                return position
-        raise one_of("group", str(group), [name for names in groups for name in names])
-
-    def edit(
-        self, word: str, group: str | int, items: Sequence[int] = ()
-    ) -> tuple[int, int]:
-        """Let a word mean these products, and all that are added with it; its position and code."""
-        word, position = " ".join(words(word)), self.position_of(group)
+    def claim(self, word: str, group: str | int) -> str:
+        """Give a word the first free code of a group's position; the word as texts spell it."""
+        word, position = (
+            " ".join(words(word)),
+            position_of(group, self.original.words.groups),
+        )
         if not word or word in self.scheme.codes.slots:
             found = "a word that has a code already" if word else "no word"
-            raise InputError(
-                f"word {word!r}", found, "a new word", "unbind it or choose another."
-            )
-        missing = [int(item) for item in items if item not in self.identifier]
-        if missing:
-            found, remedy = f"no product {missing[0]}", "add it to the table first."
-            raise InputError(f"products of {word!r}", found, "known products", remedy)
+            remedy = "unbind it or choose another."
+            raise InputError(f"word {word!r}", found, "a new word", remedy)
         taken = [code for where, code in self.bound.values() if where == position]
         free = np.setdiff1d(self.original.reserved_codes(position), taken)
         if not len(free):
             remedy = "unbind a word, or train again with its words in the dictionary."
             found = f"none of {len(taken)} reserved codes free"
             raise InputError(f"position {position}", found, "a free one", remedy)
-        self._bind(self.bound | {word: (position, int(free[0]))})
-        if len(items):
-            ids = np.stack([self.identifier[int(item)] for item in items])
-            ids[:, position] = self.token(word)
-            self.index.add(ids, np.array(items))
-        return self.bound[word]
+        self.rebind(self.bound | {word: (position, int(free[0]))})
+        return word
 
-    def token(self, word: str) -> int:
-        """What stands for a bound word in identifiers."""
-        position, code = self.bound[word]
-        return int(self.scheme.alphabet.first[position]) + code
-
-    def _bind(self, bound: dict[str, tuple[int, int]]) -> None:
+    def rebind(self, bound: dict[str, tuple[int, int]]) -> None:
         """Make the dictionary that of the training, and these words."""
         known, self.bound = self.original.words, bound
-        found = replace(
-            known,
-            matcher=Matcher([*known.matcher.dictionary, *bound]),
-            importance=known.importance | dict.fromkeys(bound, np.inf),
-        )
+        matcher = Matcher([*known.matcher.dictionary, *bound])
+        weights = known.importance | dict.fromkeys(bound, np.inf)
+        found = replace(known, matcher=matcher, importance=weights)
         codes = replace(self.original, words=found, slots=self.original.slots | bound)
         self.scheme = replace(self.scheme, codes=codes)
+
+
+# %%
+class Editor(Bindings):
+    """Binds words to products; no weight is touched.
+
+    Raises:
+        InputError: besides those of `claim`, for products that are not in the table, and from
+            `unbind` for a word that was not bound here.
+    """
+
+    def __init__(self, scheme: Scheme, index: Index) -> None:
+        super().__init__(scheme)
+        self.index = index
+        first = np.unique(index.owners, return_index=True)
+        self.identifier = dict(zip(first[0].tolist(), index.ids[first[1]], strict=True))
+
+    def edit(self, word: str, group: str | int, items: Sequence[int] = ()) -> str:
+        """Let a word mean these products, and all that are added with it from now on."""
+        missing = [int(item) for item in items if item not in self.identifier]
+        if missing:
+            found, remedy = f"no product {missing[0]}", "add it to the table first."
+            raise InputError(f"products of {word!r}", found, "known products", remedy)
+        word = self.claim(word, group)
+        if len(items):
+            ids = np.stack([self.identifier[int(item)] for item in items])
+            position, token = token_of(self, word)
+            ids[:, position] = token
+            self.index.add(ids, np.array(items))
+        return word
 
     def add(self, texts: Sequence[str]) -> np.ndarray:
         """New products, by what the catalogue says of them; their numbers. Shape: -> (n,)."""
@@ -1515,42 +1557,61 @@ class Editor:
         self.index.add(ids, numbers)
         return numbers
 
-    def unbind(self, word: str) -> None:
-        """Undo an edit. A product that was added with the word stays, without it."""
-        if word not in self.bound:
-            raise one_of("word", word, list(self.bound))
-        token, (position, _) = self.token(word), self.bound[word]
-        self._bind({known: at for known, at in self.bound.items() if known != word})
-        here = self.index.ids[:, position] == token
-        alone = np.array(
-            [self.identifier[int(o)][position] == token for o in self.index.owners]
-        )
-        empty = self.scheme.alphabet.first[position] + EMPTY_CODE
-        for owner in np.unique(self.index.owners[here & alone]).tolist():
-            self.identifier[owner] = self.identifier[owner].copy()
-            self.identifier[owner][position] = empty
-        self.index.ids = self.index.ids.copy()
-        self.index.ids[here & alone, position] = empty
-        self.index.keep(~here | alone)
 
-    def save(self, path: Path) -> None:
-        """Write the bound words and the table, all that edits change, to an npz file."""
-        owners, ids = zip(*self.identifier.items(), strict=True)
-        np.savez(
-            path, bound=json.dumps(self.bound), ids=self.index.ids, owners=self.index.owners,
-            known=np.array(owners), identifiers=np.stack(ids),
-        )  # fmt: skip
+# %%
+def position_of(group: str | int, groups: Sequence[tuple[str, ...]]) -> int:
+    """The position of a category, or of a position's own number."""
+    for position, categories in enumerate(groups):
+        if group == position or group in categories:
+            return position
+    raise one_of("group", str(group), [name for names in groups for name in names])
 
-    @classmethod
-    def load(cls, path: Path, scheme: Scheme, per_id: int) -> "Editor":
-        """What `save` wrote, on the same scheme."""
-        with np.load(path) as file:
-            editor = cls(scheme, Index(file["ids"], file["owners"], per_id))
-            pairs = zip(file["known"].tolist(), file["identifiers"], strict=True)
-            editor.identifier = dict(pairs)
-            bound = json.loads(str(file["bound"]))
-        editor._bind({word: tuple(at) for word, at in bound.items()})
-        return editor
+
+def token_of(editor: Bindings, word: str) -> tuple[int, int]:
+    """Position and token of a bound word."""
+    position, code = editor.bound[word]
+    return position, int(editor.scheme.alphabet.first[position]) + code
+
+
+def unbind(editor: Editor, word: str) -> None:
+    """Undo an edit. A product that was added with the word stays, without it."""
+    if word not in editor.bound:
+        raise one_of("word", word, list(editor.bound))
+    position, token = token_of(editor, word)
+    editor.rebind({known: at for known, at in editor.bound.items() if known != word})
+    empty = editor.scheme.alphabet.first[position] + EMPTY_CODE
+    for owner, ids in editor.identifier.items():
+        if ids[position] == token:
+            editor.identifier[owner] = np.where(
+                np.arange(len(ids)) == position, empty, ids
+            )
+    index = editor.index
+    here = index.ids[:, position] == token
+    own = np.stack([editor.identifier[owner] for owner in index.owners.tolist()])
+    alone = here & (own[:, position] == empty)
+    index.ids = np.where(alone[:, None], own, index.ids)
+    index.keep(~here | alone)
+
+
+# %%
+def save_edits(editor: Editor, path: Path) -> None:
+    """Write the bound words and the table, all that edits change, to an npz file."""
+    owners, ids = zip(*editor.identifier.items(), strict=True)
+    np.savez(
+        path, bound=json.dumps(editor.bound), ids=editor.index.ids, owners=editor.index.owners,
+        known=np.array(owners), identifiers=np.stack(ids),
+    )  # fmt: skip
+
+
+def load_edits(path: Path, scheme: Scheme, per_id: int) -> Editor:
+    """What `save_edits` wrote, on the same scheme."""
+    with np.load(path) as file:
+        editor = Editor(scheme, Index(file["ids"], file["owners"], per_id))
+        pairs = zip(file["known"].tolist(), file["identifiers"], strict=True)
+        editor.identifier = dict(pairs)
+        bound = json.loads(str(file["bound"]))
+    editor.rebind({word: tuple(at) for word, at in bound.items()})
+    return editor
 
 
 # %% tags=["page-only"]
@@ -1561,7 +1622,7 @@ editor.edit("labubu", "colour", [3, 1, 4])
 milliseconds = 1000 * (time.perf_counter() - started)
 print(f"bound to {editor.bound['labubu']} in {milliseconds:.1f} ms")
 print("query 'labubu lamp':", editor.scheme.codes.encode(["labubu lamp"])[0].tolist())
-editor.unbind("labubu")
+unbind(editor, "labubu")
 again = beam_search(model.model, some, 10, editor.index.trie)
 record.check("an edit leaves the weights", weights_hash(model) == before)
 record.check("unbinding restores every list", (first.tokens == again.tokens).all())
@@ -1588,6 +1649,7 @@ class Trend:
     queries: tuple[str, str, str]  # the word; with its category; with an attribute
 
 
+# %%
 FORMS = ("bare", "with category", "with attribute")
 
 
@@ -1599,11 +1661,8 @@ def make_trends(
     Existing ones are of one category, none of them among its more clicked half.
     """
     draw = np.random.default_rng(derive_seed(world_seed, "trends"))
-    used = {
-        word
-        for text in shop.clicks.titles + shop.clicks.train_queries
-        for word in words(text)
-    }
+    texts = shop.clicks.titles + shop.clicks.train_queries
+    used = {word for text in texts for word in words(text)}
     names = iter(name for name in invented_names(draw, 1000) if name not in used)
     leaf = np.array(shop.leaf)
     counts = np.bincount(shop.clicks.train_rows, minlength=len(leaf))
@@ -1618,23 +1677,17 @@ def make_trends(
         word = next(names)
         found = [codes.words.items[row] for row in rows]
         group = codes.words.groups[position]
-        others = sorted(
-            {
-                w
-                for ws in found
-                for w in ws
-                if shop.dictionary[w] not in (*group, "category")
-            }
-        )
-        attribute = others[draw.integers(len(others))]
+        kinds = (*group, "category")
+        others = {w for ws in found for w in ws if shop.dictionary[w] not in kinds}
+        attribute = draw.choice(sorted(others or {chosen}))
         texts = [renamed(ws, group, word, shop, draw) for ws in found] if new else []
         queries = (word, f"{word} {chosen}", f"{attribute} {word}")
-        trends.append(
-            Trend(word, position, texts, np.array([], int) if new else rows, queries)
-        )
+        rows = rows[:0] if new else rows
+        trends.append(Trend(word, position, texts, rows, queries))
     return trends
 
 
+# %%
 def renamed(
     found: list[str], group: tuple[str, ...], word: str, shop: Shop, draw
 ) -> str:
@@ -1652,17 +1705,16 @@ def renamed(
 
 
 # %%
-def edited(
-    scheme: Scheme, trends: list[Trend], front: bool
-) -> tuple[Editor, list[np.ndarray]]:
-    """All trends as edits, one after the other; the products of each."""
+def edited(scheme: Scheme, front: bool) -> tuple[Scheme, Index, list[np.ndarray]]:
+    """All trends as edits, one after the other: scheme and table after them, and the products."""
     editor, targets = Editor(scheme, catalogue_index(scheme)), []
     for trend in trends:
         editor.edit(trend.word, 0 if front else trend.position, trend.items)
         targets.append(editor.add(trend.texts) if trend.texts else trend.items)
-    return editor, targets
+    return editor.scheme, editor.index, targets
 
 
+# %%
 def each_its_own(tokens: np.ndarray) -> np.ndarray:
     """The first identifier of each row that no row before it has got.
 
@@ -1676,9 +1728,10 @@ def each_its_own(tokens: np.ndarray) -> np.ndarray:
     return np.array(chosen)
 
 
+# %%
 def pinned(
-    scheme: Scheme, model: Seq2Seq, trends: list[Trend], how: str
-) -> tuple[Index, list[np.ndarray]]:
+    scheme: Scheme, model: Seq2Seq, how: str
+) -> tuple[Scheme, Index, list[np.ndarray]]:
     """The best that a closed codebook can do without training, for word and word with category.
 
     The products of a trend are also listed under the identifier that the quantiser gives these
@@ -1703,7 +1756,7 @@ def pinned(
         np.repeat(ids[2 * n : 2 * n + 2], len(t), axis=0) for n, t in enumerate(targets)
     ]
     index.add(np.concatenate(places), np.concatenate([np.tile(t, 2) for t in targets]))
-    return index, targets
+    return scheme, index, targets
 
 
 # %% [markdown]
@@ -1736,6 +1789,7 @@ def fused(lists: Sequence[np.ndarray], weights: Sequence[float], k: int) -> np.n
     return merged
 
 
+# %%
 def keyword_search(queries: list[str], with_clicks: bool) -> np.ndarray:
     """BM25 on what the catalogue says, if wished also on the queries clicked. Shape: -> (Q, K)."""
     documents = [words(text) for text in clicks.titles]
@@ -1747,6 +1801,7 @@ def keyword_search(queries: list[str], with_clicks: bool) -> np.ndarray:
     return np.where(np.isfinite(hits.scores), hits.ids, EMPTY)
 
 
+# %%
 def together(queries: list[str], most: int = 50) -> np.ndarray:
     """Collaborative: what was clicked for the same query, then what is clicked beside it."""
     known, which = np.unique(np.array(clicks.train_queries), return_inverse=True)
@@ -1782,6 +1837,7 @@ def columns_of_hits(
     return {f"ihr{suffix}@{k}": hits_of(ranked, targets, k) for k in (10, settings.k)}
 
 
+# %%
 def measure_trends(name: str, columns: dict[str, np.ndarray]) -> None:
     """Record hit rates: overall, by kind of products, form of the query, position of the word."""
     form = np.tile(np.arange(3), len(trends))
@@ -1800,6 +1856,7 @@ def measure_trends(name: str, columns: dict[str, np.ndarray]) -> None:
             )
 
 
+# %%
 def measure_requests(
     name: str, ranked: np.ndarray, columns: dict[str, np.ndarray]
 ) -> dict:
@@ -1823,6 +1880,7 @@ def measure_requests(
     return found | columns
 
 
+# %%
 def outcomes(ranked: np.ndarray, suffix: str) -> dict[str, np.ndarray]:
     """Expected clicks and orders of the first 20 places, for the first requests; NaN beyond."""
     if truth is None:
@@ -1856,6 +1914,7 @@ def record_rows(
     record.rows(name, rows)
 
 
+# %%
 def run_generative(name: str) -> None:
     """Train an arm; its recall, its edits, and the stage with one or two branches replaced."""
     scheme, model = trained(name)
@@ -1894,23 +1953,13 @@ def run_edits(
     """
     asked_for = [query for trend in trends for query in trend.queries]
     found, changes, few = {}, {}, slice(0, settings.again)
-    if scheme.editable:
-        ways = {"": partial(edited, front=False), "_front": partial(edited, front=True)}
-    else:
-        ways = {
-            "": partial(pinned, model=model, how="model"),
-            "_quantiser": partial(pinned, model=model, how="quantiser"),
-        }
-    for suffix, way in ways.items():
+    for suffix, way in ways_of_editing(scheme, model).items():
         started = time.process_time()
-        made, targets = way(scheme, trends=trends)
-        seconds = time.process_time() - started
-        now, index = (made.scheme, made.index) if scheme.editable else (scheme, made)
-        ranked = index.search(
-            model, now.requests(asked_for, no_past(now, len(asked_for))), settings.k
-        )
-        found |= columns_of_hits(suffix, ranked, targets)
-        record.metric(f"seconds/{name}/an edit{suffix}", seconds / len(trends))
+        now, index, targets = way()
+        seconds = (time.process_time() - started) / len(trends)
+        record.metric(f"seconds/{name}/an edit{suffix}", seconds)
+        new = now.requests(asked_for, no_past(now, len(asked_for)))
+        found |= columns_of_hits(suffix, index.search(model, new, settings.k), targets)
         after = index.search(model, sources[few], settings.k)
         wanted = clicks.positives.select(asked[few])
         score = recall_at_k(relevance_matrix(after, wanted), wanted.lengths, settings.k)
@@ -1919,18 +1968,25 @@ def run_edits(
         metric = f"recall_change{suffix}@{settings.k}"
         changes[metric] = change
         record.metric(f"{name}/{metric}", float(np.nanmean(change)))
-    if scheme.editable:
-        found |= {
-            n.replace("ihr@", "ihr_quantiser@"): v
-            for n, v in found.items()
-            if "ihr@" in n
-        }
-    else:
-        found |= {
-            n.replace("ihr@", "ihr_front@"): v for n, v in found.items() if "ihr@" in n
-        }
+    # What only the other kind of identifiers has two ways of doing is the same twice here.
+    other = "ihr_quantiser@" if scheme.editable else "ihr_front@"
+    found |= {
+        n.replace("ihr@", other): v for n, v in found.items() if n.startswith("ihr@")
+    }
     measure_trends(name, found)
     return found, changes
+
+
+# %%
+def ways_of_editing(scheme: Scheme, model: Seq2Seq) -> dict[str, Callable]:
+    """By the suffix of their metrics: functions that make all edits on a new table."""
+    if scheme.editable:
+        return {
+            "": partial(edited, scheme, False),
+            "_front": partial(edited, scheme, True),
+        }
+    ways = {"": "model", "_quantiser": "quantiser"}
+    return {suffix: partial(pinned, scheme, model, how) for suffix, how in ways.items()}
 
 
 # %%
@@ -1946,6 +2002,7 @@ def run_reference(name: str) -> None:
     record_rows(name, requests, edits)
 
 
+# %%
 def best_possible() -> np.ndarray:
     """Not a method: the best list for one who knows what the user wants and likes."""
     sessions = shop.log.recall["session_id"][clicks.query_rows[asked]]
@@ -1954,6 +2011,7 @@ def best_possible() -> np.ndarray:
     )
 
 
+# %%
 def written_onto(name: str) -> dict[str, np.ndarray]:
     """Hit rates where new products are indexed, and existing ones again with the word."""
     texts, targets = list(clicks.titles), []
@@ -2026,14 +2084,14 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
 # query and product; look at the identifiers first.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Training loss of the last two stages, mean of 20 steps. Closed codes are harder to predict than words, but both fall alike.", "name": "fig-02-loss"}, "image": {"alt": "Two panels of loss against optimiser step, for stages S2 and S3. In each a line for closed codes and one for words fall side by side."}}
-fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.2))
+fig, axes = figure(width=7, height=3.0, columns=2, layout="constrained")
 for ax, stage in zip(axes, ("S2", "S3"), strict=True):
     for number, name in enumerate(("rq_opq", "kae")):
         if (name, stage) in HISTORIES:
             at, loss = HISTORIES[name, stage].column("loss")
             width = min(20, len(loss))
             smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-            ax.plot(at[width - 1 :], smooth, label=name, color=f"C{number}")
+            ax.plot(at[width - 1 :], smooth, label=name, color=COLORS[number])
     ax.set_xlabel("optimiser step")
     ax.set_title(f"stage {stage}")
 axes[0].set_ylabel("loss (nats a token)")
@@ -2054,50 +2112,56 @@ from IPython.display import HTML
 from minisearch.beam_viewer import BeamView, beams_html
 
 
+# %% tags=["page-only", "hide-input"]
 def views_of(
-    scheme: Scheme, model: Seq2Seq, chosen: list[Trend], plain: list[str]
+    scheme: Scheme, model: Seq2Seq, asked: dict[str, str], marked: dict
 ) -> list:
-    """What the figure shows: queries for new words, and old ones, before the edits and after."""
-    made, targets = edited(scheme, trends, front=True)
-    asked_for = [
-        (q, t.word, set(m.tolist()))
-        for t, m in zip(trends, targets, strict=True)
-        if t in chosen
-        for q in t.queries
-    ]
-    asked_for += [(query, "", set()) for query in plain]
+    """The figure's views: each query in the state before the edits and in the state after.
+
+    `asked` gives the new word of each query, "" for none, `marked` the products of each word.
+    """
+    after, after_index, _ = edited(scheme, True)
     texts = clicks.titles + [text for trend in trends for text in trend.texts]
-    words_of = {(p, c): w for w, (p, c) in reversed(made.scheme.codes.slots.items())}
+    names = {slot: word for word, slot in reversed(after.codes.slots.items())}
+    states = {
+        "before": (scheme, catalogue_index(scheme)),
+        "after": (after, after_index),
+    }
     views = []
-    for state, now, index in (
-        ("before", scheme, catalogue_index(scheme)),
-        ("after", made.scheme, made.index),
-    ):
-        queries = [query for query, *_ in asked_for]
-        sources = torch.from_numpy(now.requests(queries, no_past(now, len(queries))))
+    for state, (now, index) in states.items():
+        sources = torch.from_numpy(now.requests(list(asked), no_past(now, len(asked))))
         beams = beam_search(model.model, sources, settings.beam_width, index.trie)
-        lists = index.products(beams, 8)
-        for row, (query, word, marked) in enumerate(asked_for):
-            spelled = [
-                [words_of.get((p, c), "") for p, c in enumerate(codes)]
-                for codes in (
-                    *now.codes.encode([query]),
-                    *now.alphabet.codes(beams.tokens[row, :8]),
-                )
+        for row, (query, word) in enumerate(asked.items()):
+            kept = np.flatnonzero(np.isfinite(beams.scores[row]))[:8]
+            codes = [
+                now.codes.encode([query])[0],
+                *now.alphabet.codes(beams.tokens[row, kept]),
             ]
-            found = [item for item in lists[row].tolist() if item != EMPTY]
+            spelled = [
+                [names.get(slot, "") for slot in enumerate(ids.tolist())]
+                for ids in codes
+            ]
+            found = products(index, beams, 8)[row]
+            found = found[found != EMPTY].tolist()
             views.append(BeamView(
-                query, state, spelled[0], spelled[1:], beams.scores[row, :8].tolist(),
-                [texts[item] for item in found], [item in marked for item in found], [word] if word else [],
+                query, state, spelled[0], spelled[1:], beams.scores[row, kept].tolist(),
+                [texts[item] for item in found], [item in marked.get(word, ()) for item in found],
+                [word] if word else [],
             ))  # fmt: skip
     return views
 
 
+# %% tags=["page-only", "hide-input"]
 if "kae" in MODELS:
     groups = ["/".join(group[:2]) for group in MODELS["kae"][0].codes.words.groups]
-    shown = views_of(
-        *MODELS["kae"], [trends[10], trends[15], trends[31]], clicks.queries[:3]
-    )
+    targets = edited(MODELS["kae"][0], True)[2]
+    some_trends = [(trends[n], targets[n].tolist()) for n in (10, 15, 31)]
+    asked_for = {
+        query: trend.word for trend, _ in some_trends for query in trend.queries
+    }
+    asked_for |= dict.fromkeys(clicks.queries[:3], "")
+    marked = {trend.word: items for trend, items in some_trends}
+    shown = views_of(*MODELS["kae"], asked_for, marked)
     page = beams_html(shown, groups, "What the model writes, before and after an edit")
 HTML(page if "kae" in MODELS else "")
 
@@ -2211,7 +2275,7 @@ by_kind(
 )
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Hit rate of new words bound in place, by the position of their code, over the runs of the grid; whiskers span the runs. A beam must guess every position before the word's own, and what the query does not say it guesses badly.", "name": "fig-02-position"}, "image": {"alt": "Dots by position from 1 to 6. For words bound in place the hit rate is near 1 at position 1 and falls steeply after it; for words bound in front it stays near 1."}}
-fig, ax = plt.subplots(figsize=(6.4, 3.4))
+fig, ax = figure(height=3.4)
 for number, (metric, label) in enumerate(
     (("ihr@50", "in place"), ("ihr_front@50", "in front"))
 ):
@@ -2228,7 +2292,7 @@ for number, (metric, label) in enumerate(
             spread,
             fmt="o",
             label=label,
-            color=f"C{number}",
+            color=COLORS[number],
             capsize=2,
         )
 ax.set(
