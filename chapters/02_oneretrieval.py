@@ -60,15 +60,10 @@ from minisearch.identifiers import ResidualKMeans, ResidualOPQ, quality
 from minisearch.index import BM25Index, DenseIndex
 from minisearch.lit import Batches, History, Module, Optimisation, fit
 from minisearch.metrics import recall_at_k, reciprocal_rank_at_k, relevance_matrix
+from minisearch.models.dense import DenseRetriever
+from minisearch.models.generative import Alphabet, Seq2Seq, padded, toy_bart_config
 from minisearch.models.lm import ASSETS
-from minisearch.models.seq2seq import Alphabet, Seq2Seq, padded, toy_bart_config
-from minisearch.models.towers import (
-    DenseRetriever,
-    DualEncoder,
-    TextTower,
-    bag_config,
-    encode,
-)
+from minisearch.models.towers import DualEncoder, TextTower, bag_config, encode
 from minisearch.profiles import Settings, derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
 from minisearch.records import EMPTY, Ragged, rows_of
@@ -2683,7 +2678,7 @@ print(
 from transformers import BartForConditionalGeneration
 
 from minisearch.models import describe
-from minisearch.models.seq2seq import bart_base_config
+from minisearch.models.generative import bart_base_config
 
 full = RetrievalSettings.of("full")
 core, spare = 3 * (full.dense + full.light), sum(full.reserved)

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, BertPreTrainedModel
 
 from minisearch.errors import one_of
-from minisearch.lit import Module
-from minisearch.objectives import gather_rows, in_batch_softmax, same_items
 
 
 def bag_config(vocabulary_size: int, dimension: int = 128, **changes: Any) -> BertConfig:
@@ -110,42 +108,6 @@ class DualEncoder(nn.Module):
     def encode_items(self, ids: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
         """Vectors of the items. Shape: (N, L) int64 -> (N, D) float32."""
         return encode(self.item_tower, ids, batch_size)
-
-
-class DenseRetriever(Module):
-    """A dual encoder and its softmax over the other items of a batch and random ones.
-
-    Batches hold `query` ids, and `row` and `negative`: rows of the titles that were clicked, and
-    that were drawn at random.
-
-    Args:
-        encoder: towers for queries and items.
-        titles: the word ids of every item.
-        temperature: divides the inner products.
-
-    Shape: titles (N, L) int64.
-
-    Source: DPR, Karpukhin et al. (2020), sec. 3.2.
-    """
-
-    def __init__(self, encoder: DualEncoder, titles: Tensor, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.encoder, self.temperature, self.in_batch = encoder, temperature, True
-        self.titles: Tensor
-        self.register_buffer("titles", titles, persistent=False)
-
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Cross entropy of the clicked title. Shape: a scalar."""
-        item_tower = self.encoder.item_tower
-        queries = gather_rows(self.encoder.query_tower(batch["query"]))  # (B, D)
-        items = gather_rows(item_tower(self.titles[batch["row"]]))  # (B, D)
-        negatives = gather_rows(item_tower(self.titles[batch["negative"]]))  # (B, D)
-        # A product that stands in the batch twice is not a negative of the query that clicked it.
-        left_out = same_items(gather_rows(batch["row"]), gather_rows(batch["negative"]))  # (B, 2B)
-        if not self.in_batch:  # an ablation: nothing but random negatives
-            others = ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-            left_out[:, : len(queries)] = others
-        return in_batch_softmax(queries, items, negatives, self.temperature, left_out)
 
 
 def encode(tower: nn.Module, ids: np.ndarray | Tensor, batch_size: int = 1024) -> np.ndarray:
