@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS = ("3.11", "3.12", "3.13")
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
 # Left to pip, which installs it last: conda-forge's package is named faiss, not faiss-cpu.
-NOT_FROM_CONDA = {"faiss-cpu", "bm25s"}
+NOT_FROM_CONDA = {"faiss-cpu", "bm25s", "vector-quantize-pytorch"}
 
 
 def _requirements() -> dict[str, Requirement]:
