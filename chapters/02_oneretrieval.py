@@ -69,7 +69,7 @@ from minisearch.recorder import Recorder
 from minisearch.records import EMPTY, Ragged, rows_of
 from minisearch.storage import cached
 from minisearch.tasks import Collection, recall_task
-from minisearch.text import END, PAD, Vocabulary, words
+from minisearch.text import END, PAD, Vocabulary, normalise, words
 from minisearch.worlds.dictionary import shop_dictionary
 from minisearch.worlds.market import expected_outcomes, oracle_ranking
 from minisearch.worlds.shop_catalogue import QUERY_TYPES, ShopConfig, invented_names
@@ -307,12 +307,22 @@ def read_dictionary(path: Path) -> dict[str, str]:
     if not path.is_file():
         remedy = "write one word, a tab and its category a line."
         raise InputError(str(path), "no such file", "a dictionary", remedy)
-    rows = [line.split("\t") for line in path.read_text("utf-8").splitlines() if line]
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not all(row):
+    found = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        word, *category = line.split("\t")
+        if line.strip() and (not words(word) or len(category) != 1 or not category[0]):
             where, remedy = f"{path}, line {number}", "separate them by one tab."
-            raise InputError(where, repr("\t".join(row)), "word and category", remedy)
-    return {" ".join(words(word)): category for word, category in rows}
+            raise InputError(where, repr(line), "word and category", remedy)
+        if line.strip():
+            found[spelled(word)] = category[0]
+    return found
+
+
+def spelled(word: str) -> str:
+    """A word as texts are read: its parts split by single spaces, Chinese as it stands."""
+    parts = words(word)
+    joined = " ".join(parts)
+    return joined if words(joined) == parts else normalise(word)
 
 
 # %%
@@ -1489,7 +1499,7 @@ class Bindings:
     def claim(self, word: str, group: str | int) -> str:
         """Give a word the first free code of a group's position; the word as texts spell it."""
         word, position = (
-            " ".join(words(word)),
+            spelled(word),
             position_of(group, self.original.words.groups),
         )
         if not word or word in self.scheme.codes.slots:
@@ -1575,17 +1585,16 @@ def unbind(editor: Editor, word: str) -> None:
     position, token = token_of(editor, word)
     editor.rebind({known: at for known, at in editor.bound.items() if known != word})
     empty = editor.scheme.alphabet.first[position] + EMPTY_CODE
-    for owner, ids in editor.identifier.items():
-        if ids[position] == token:
-            editor.identifier[owner] = np.where(
-                np.arange(len(ids)) == position, empty, ids
-            )
+    with_word = [o for o, ids in editor.identifier.items() if ids[position] == token]
+    for owner in with_word:
+        ids = editor.identifier[owner]
+        editor.identifier[owner] = np.where(np.arange(len(ids)) == position, empty, ids)
     index = editor.index
     here = index.ids[:, position] == token
-    own = np.stack([editor.identifier[owner] for owner in index.owners.tolist()])
-    alone = here & (own[:, position] == empty)
-    index.ids = np.where(alone[:, None], own, index.ids)
-    index.keep(~here | alone)
+    stays = here & np.isin(index.owners, with_word)
+    index.ids = index.ids.copy()
+    index.ids[stays, position] = empty
+    index.keep(~here | stays)
 
 
 # %%
