@@ -47,6 +47,7 @@ from ahocorasick import Automaton
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy import sparse
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 from transformers import AutoTokenizer
 from vector_quantize_pytorch import ResidualVQ
@@ -203,6 +204,7 @@ class ModelSettings(Settings):
     history: int = dial(1, 0, 2, 5, source="ours; past clicks that are read")
     query_words: int = dial(8, 8, 16, 32, source="ours; tokens")
     title_words: int = dial(12, 12, 48, 64, source="ours; tokens")
+    listed: int = dial(*[1] * 4, source="sweep; products put under a closed identifier")
     vae_epochs: int = dial(2, 40, 20, 20, source="ours")
 
     def shape(self) -> dict[str, int]:
@@ -286,8 +288,7 @@ def open_world(
     profile: str, world_seed: int, data: str
 ) -> tuple[Shop, ShopTruth | None]:
     """The shop, and the truth behind a simulated one."""
-    sizes = ShopSettings.of(profile)
-    truth = None
+    sizes, truth = ShopSettings.of(profile), None
     if data:
         tables = ("users", "items", "recall")
         log = KuaiSearch.read(Path(data), tables=tables, limit=sizes.sessions)
@@ -326,18 +327,23 @@ def spelled(word: str) -> str:
 
 
 # %%
-CLAIMED = (
-    "kae",
-    "rq_opq",
+# Arms that the grid asks every request of the profile; the page and other arms ask a sample.
+ASKED_ALL = (
+    "bm25",
+    "dense",
     "stage",
     "stage_strong",
-)  # arms of claims, as cells of the grid
+    "stage_dropped",
+    "oracle",
+    "kae",
+    "rq_opq",
+)
 
 with record.phase("open the shop"):
     shop, truth = open_world(profile, world_seed, data)
     clicks = shop.clicks
     draw = np.random.default_rng(derive_seed(world_seed, "requests"))
-    count = settings.requests if arms in CLAIMED else settings.sample
+    count = settings.requests if arms in ASKED_ALL else settings.sample
     asked = draw.permutation(len(clicks.queries))[:count]
 print(
     f"{len(clicks.titles):,} products, {len(clicks.train_queries):,} clicks to learn from,"
@@ -1099,13 +1105,36 @@ def word_examples(scheme: Scheme, shop: Shop) -> dict[str, Pairs]:
 
 
 # %%
+FOR_TEST = 100  # names kept for the test; the others are for rehearsals
+
+
+def unheard(shop: Shop) -> list[str]:
+    """Invented names that stand in no text of the shop and in no entry of its dictionary."""
+    draw = np.random.default_rng(derive_seed(world_seed, "names"))
+    texts = [
+        *shop.clicks.titles,
+        *shop.clicks.train_queries,
+        *shop.clicks.queries,
+        *shop.dictionary,
+    ]
+    used = {word for text in texts for word in words(text)}
+    return [name for name in invented_names(draw, 1500) if name not in used][:400]
+
+
+def with_name(query: str, word: str, name: str) -> str:
+    """A query with a name for each whole word, or run of words, of one kind."""
+    padded = "  ".join(["", *words(query), ""])
+    return " ".join(padded.replace(f" {'  '.join(words(word))} ", f" {name} ").split())
+
+
+# %%
 def rehearsals(scheme: Scheme, shop: Shop, seed: int, count: int) -> Pairs:
     """Edits, practised: a code on which query and product agree becomes a reserved one in both.
 
     The words that stand for it become an invented name; in three of ten the query is that alone.
     """
     draw = np.random.default_rng(derive_seed(seed, "rehearsals"))
-    names, codes, task = invented_names(draw, 300), scheme.codes, shop.clicks
+    names, codes, task = unheard(shop)[FOR_TEST:], scheme.codes, shop.clicks
     drawn = draw.permutation(len(task.train_rows))[: 3 * count]
     asked = codes.encode([task.train_queries[n] for n in drawn])
     clicked = codes.items[task.train_rows[drawn]]
@@ -1115,13 +1144,10 @@ def rehearsals(scheme: Scheme, shop: Shop, seed: int, count: int) -> Pairs:
     for row, number in enumerate(rows):
         position = draw.choice(np.flatnonzero(same[number]))
         code = draw.choice(codes.reserved_codes(position))
-        query, name = (
-            task.train_queries[drawn[number]],
-            names[draw.integers(len(names))],
-        )
+        query, name = task.train_queries[drawn[number]], draw.choice(names)
         for word in codes.words.matcher(query):
             if codes.slots.get(word, (None, 0))[0] == position:
-                query = query.replace(word, name)
+                query = with_name(query, word, name)
         if draw.random() < 0.3:
             query, asked[row] = name, EMPTY_CODE
         asked[row, position] = clicked[row, position] = code
@@ -1665,9 +1691,7 @@ def make_trends(
     Existing ones are of one category, none of them among its more clicked half.
     """
     draw = np.random.default_rng(derive_seed(world_seed, "trends"))
-    texts = shop.clicks.titles + shop.clicks.train_queries
-    used = {word for text in texts for word in words(text)}
-    names = iter(name for name in invented_names(draw, 1000) if name not in used)
+    names = iter(unheard(shop)[:FOR_TEST])
     leaf = np.array(shop.leaf)
     counts = np.bincount(shop.clicks.train_rows, minlength=len(leaf))
     sizes = Counter(name for name in shop.leaf if name)
@@ -1720,27 +1744,28 @@ def edited(scheme: Scheme, front: bool) -> tuple[Scheme, Index, list[np.ndarray]
 
 # %%
 def each_its_own(tokens: np.ndarray) -> np.ndarray:
-    """The first identifier of each row that no row before it has got.
+    """An identifier for each row out of its beams, no two the same, of the least ranks in all.
 
-    Shape: (B, K, L) -> (B, L).
+    Shape: (B, K, L), best first -> (B, L).
     """
-    taken, chosen = set(), []
-    for row in tokens.tolist():
-        beams = [tuple(beam) for beam in row]
-        chosen.append(next((beam for beam in beams if beam not in taken), beams[0]))
-        taken.add(chosen[-1])
-    return np.array(chosen)
+    beams, which = np.unique(
+        tokens.reshape(-1, tokens.shape[2]), axis=0, return_inverse=True
+    )
+    cost = np.full((len(tokens), len(beams)), 1e6)
+    rows = np.repeat(np.arange(len(tokens)), tokens.shape[1])
+    cost[rows, which.ravel()] = np.tile(np.arange(tokens.shape[1]), len(tokens))
+    return beams[linear_sum_assignment(cost)[1]]
 
 
 # %%
 def pinned(
     scheme: Scheme, model: Seq2Seq, how: str
 ) -> tuple[Scheme, Index, list[np.ndarray]]:
-    """The best that a closed codebook can do without training, for word and word with category.
+    """Edits of a closed codebook without training, for word and word with category.
 
-    The products of a trend are also listed under the identifier that the quantiser gives these
-    queries (`how` is "quantiser"), or the first that the model writes for them and that no other
-    query has got ("model").
+    `listed` products of a trend are also listed under the identifier that the quantiser gives these
+    queries (`how` is "quantiser"), or under one of those that the model writes for them, which no
+    other query gets ("model").
     """
     index, targets = catalogue_index(scheme), []
     for trend in trends:
@@ -1756,10 +1781,11 @@ def pinned(
         sources = torch.from_numpy(scheme.requests(asked, no_past(scheme, len(asked))))
         beams = beam_search(model.model, sources, settings.beam_width, trie)
         ids = each_its_own(beams.tokens)
+    few = [target[: settings.listed] for target in targets]
     places = [
-        np.repeat(ids[2 * n : 2 * n + 2], len(t), axis=0) for n, t in enumerate(targets)
+        np.repeat(ids[2 * n : 2 * n + 2], len(t), axis=0) for n, t in enumerate(few)
     ]
-    index.add(np.concatenate(places), np.concatenate([np.tile(t, 2) for t in targets]))
+    index.add(np.concatenate(places), np.concatenate([np.tile(t, 2) for t in few]))
     return scheme, index, targets
 
 
@@ -2075,6 +2101,7 @@ with record.phase("branches"):
     strong = keyword_search(queries, with_clicks=True)
     branches["stage"] = fused([branches["bm25"], *others], WEIGHTS, settings.k)
     branches["stage_strong"] = fused([strong, *others], WEIGHTS, settings.k)
+    branches["stage_dropped"] = fused(others, WEIGHTS[1:], settings.k)
     if truth is not None:
         branches["oracle"] = best_possible()
 for name in ON_PAGE if arms == "main" else arms.split(","):

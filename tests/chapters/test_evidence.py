@@ -15,6 +15,13 @@ from minisearch.verdicts import evaluate
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "cards").glob("*.yaml"))
+# Arms, of no claim, that were registered and have not run yet; their rows are empty on the page.
+STILL_TO_RUN = {
+    "02_oneretrieval": (
+        *("rq_kmeans", "rq_vae", "kae_no_routing", "kae_prefix", "kae_printed"),
+        *("kae_no_S0", "kae_no_S1", "kae_no_S2"),
+    )
+}
 
 
 @pytest.fixture(params=CHAPTERS)
@@ -33,8 +40,11 @@ def test_published_results_follow_from_the_committed_log(card):
 
 def test_the_log_holds_every_registered_cell_and_its_key_is_current(card):
     logged = cards.logs_of(card.chapter).records
-    registered = [cell.folder_name for arm in card.arms for cell in card.cells(arm)]
-    assert not [name for name in registered if name not in logged]
+    later = STILL_TO_RUN.get(card.chapter, ())
+    for arm in card.arms:
+        missing = [cell for cell in card.cells(arm) if cell.folder_name not in logged]
+        assert bool(missing) == (arm in later), f"{arm} misses {len(missing)} cells"
+    assert not set(later) & {arm for claim in card.claims.values() for arm in claim.arms}
     assert not [flag for claim in showing.to_json(card)["claims"] for flag in claim["flags"]]
 
 
