@@ -468,6 +468,38 @@ def test_arms_that_saw_other_queries_are_refused(gathered, root: Path):
         evaluate(card, cards.collect(CHAPTER))
 
 
+def ask_more(file: Path, numbers: list[int]) -> None:
+    """Add rows of another question, which have a value of its own metric alone."""
+    rows = pandas.read_parquet(file)
+    more = pandas.DataFrame({"query_row": numbers, "hits": 1.0})
+    pandas.concat([rows, more], ignore_index=True).to_parquet(file)
+
+
+def test_rows_of_another_question_are_left_out(gathered, root: Path):
+    card, plain = gathered[0], evaluate(*gathered)["claims"]
+    for arm in card.arms:  # as many as an arm likes: only those with a value must agree
+        for cell in card.cells(arm):
+            (file,) = (root / CHAPTER / "toy" / cell.folder_name).glob("rows/*")
+            ask_more(file, [10_000 + n for n in range(len(arm))])
+    claims = evaluate(card, cards.collect(CHAPTER))["claims"]
+    for name, claim in claims.items():
+        for field in ("estimate", "low", "high", "queries", "verdict"):
+            assert claim[field] == plain[name][field], (name, field)
+
+
+def test_rows_that_lack_a_value_in_one_arm_alone_are_refused(gathered, root: Path):
+    card, _ = gathered
+    file = next((root / CHAPTER / "toy" / card.cells("bm25")[0].folder_name).glob("rows/*"))
+    rows = pandas.read_parquet(file)
+    rows.loc[3, "recall@50"] = np.nan
+    rows.to_parquet(file)
+    metrics = file.parents[1] / "metrics.json"
+    mean = float(rows["recall@50"].astype(float).mean())
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"bm25/recall@50": mean}))
+    with pytest.raises(InputError, match="other queries than"):
+        evaluate(card, cards.collect(CHAPTER))
+
+
 def test_a_typed_log_is_found_out(gathered):
     card, found = gathered
     name = card.cells("dense")[0].folder_name

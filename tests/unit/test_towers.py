@@ -7,6 +7,7 @@ from transformers import BertModel, MT5ForConditionalGeneration
 
 from minisearch.errors import InputError
 from minisearch.models import describe
+from minisearch.models.dense import DenseRetriever
 from minisearch.models.seq2seq import QueryGenerator, mt5_base_config, toy_t5_config
 from minisearch.models.towers import (
     DualEncoder,
@@ -145,3 +146,71 @@ def test_memory_arithmetic():
     assert describe(factory) == describe(factory, precision="bf16-mixed") == expected
     assert describe(factory, "sgd")["optimiser_bytes"] == 0
     assert describe(factory, precision="bf16-true")["weight_bytes"] == 300
+
+
+# -- the retriever that is trained on clicks -----------------------------------------------------
+
+TITLES = torch.tensor([[2, 3, 0], [4, 5, 6], [7, 0, 0], [8, 9, 0]])
+
+
+def clicks(rows, negatives):
+    """A batch in which each query is the title that was clicked, and one more word."""
+    rows = torch.tensor(rows)
+    query = torch.cat([TITLES[rows], torch.full((len(rows), 1), 10)], dim=1)
+    return {"query": query, "row": rows, "negative": torch.tensor(negatives)}
+
+
+def scores_of(retriever, batch):
+    """Inner products by hand. Shape: -> (B, B + N)."""
+    encoder = retriever.encoder
+    rows = torch.cat([batch["row"], batch["negative"]])
+    items = encoder.item_tower(TITLES[rows])
+    return encoder.query_tower(batch["query"]) @ items.T
+
+
+def test_a_retriever_picks_the_clicked_title_among_the_batch_and_random_ones(bag):
+    retriever = DenseRetriever(DualEncoder(bag, bag), TITLES, temperature=0.5)
+    batch = clicks([0, 1], [2, 3])
+    logits = scores_of(retriever, batch) / 0.5
+    expected = -logits.log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(retriever.loss(batch), expected)
+
+
+def test_the_clicked_product_is_no_negative_of_its_own_query(bag):
+    retriever = DenseRetriever(DualEncoder(bag, bag), TITLES)
+    batch = clicks([0, 1, 0], [2, 0, 3])  # row 0 was clicked twice, and drawn at random
+    logits = scores_of(retriever, batch)
+    kept = torch.tensor([
+        [1, 1, 0, 1, 0, 1],
+        [1, 1, 1, 1, 1, 1],
+        [0, 1, 1, 1, 0, 1],
+    ]).bool()  # fmt: skip
+    logits = logits.masked_fill(~kept, -torch.inf)
+    expected = -logits.log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(retriever.loss(batch), expected)
+
+
+def test_random_negatives_alone(bag):
+    retriever = DenseRetriever(DualEncoder(bag, bag), TITLES)
+    retriever.in_batch = False
+    batch = clicks([0, 1], [2, 3])
+    logits = scores_of(retriever, batch)
+    logits[0, 1] = logits[1, 0] = -torch.inf
+    expected = -logits.log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(retriever.loss(batch), expected)
+
+
+def test_titles_are_no_weights_and_a_retriever_learns(bag):
+    retriever = DenseRetriever(DualEncoder(bag, bag), TITLES)
+    assert not any("titles" in name for name in retriever.state_dict())
+    batch = clicks([0, 1, 2, 3], [3, 2, 1, 0])
+    batch["query"] = torch.tensor([[20], [21], [22], [23]])  # words of no title
+    first = retriever.loss(batch).item()
+    optimiser = torch.optim.AdamW(retriever.parameters(), 5e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        retriever.loss(batch).backward()
+        optimiser.step()
+    assert retriever.loss(batch).item() < 0.2 * first
+    scores = scores_of(retriever, batch)[:, :4]
+    assert scores.argmax(1).tolist() == [0, 1, 2, 3]
