@@ -2698,15 +2698,6 @@ def hit_rate(lists: list[list[int]], bound: list[set[int]], k: int) -> float:
     ### END SOLUTION
 
 
-def ratio_range(high: float, low: float, n: int) -> tuple[float, float]:
-    """The ratio with one hit more, and one hit fewer, in the lower rate."""
-    ### BEGIN SOLUTION
-    hits = round(low * n)
-    fewer = (hits - 1) / n
-    return high / ((hits + 1) / n), high / fewer if fewer > 0 else float("inf")
-    ### END SOLUTION
-
-
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch02-ratio-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 @checks("ch02-ratio")
 def properties_of_rates(rate):
@@ -2720,6 +2711,16 @@ def properties_of_rates(rate):
 
 
 assert check("ch02-ratio", hit_rate)
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch02-range", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def ratio_range(high: float, low: float, n: int) -> tuple[float, float]:
+    """The ratio with one hit more, and one hit fewer, in the lower rate."""
+    ### BEGIN SOLUTION
+    hits = round(low * n)
+    fewer = (hits - 1) / n
+    return high / ((hits + 1) / n), high / fewer if fewer > 0 else float("inf")
+    ### END SOLUTION
 
 
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch02-range-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
