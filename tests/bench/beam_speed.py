@@ -14,14 +14,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
-from agent_speed import alone, machine
+from agent_speed import alone
 from rivals import least, timed
+from transformers import BartForConditionalGeneration
 from transformers.generation.logits_process import PrefixConstrainedLogitsProcessor
 
 from minisearch.beam import Trie, _candidates, allowed_tokens, beam_search, nested_trie
@@ -49,8 +52,6 @@ def some_queries(count: int) -> torch.Tensor:
 
 def toy_bart(positions: int) -> Any:
     """The toy model, random but with an opinion."""
-    from transformers import BartForConditionalGeneration
-
     torch.manual_seed(0)
     config = toy_bart_config(WORDS + CODES * positions, init_std=0.2)
     return BartForConditionalGeneration(config).eval()
@@ -126,7 +127,7 @@ def constraint_steps(
                 scores, before, trie.children(level, nodes)
             ),
         )
-        children = trie.children(level, nodes).counts.mean()
+        children = float(trie.children(level, nodes).counts.mean())
         table.append(
             {"ids": count, "position": level + 1, "children": children, **spent,
              "times": spent["generate"] / spent["ours"]}
@@ -154,10 +155,10 @@ def by_size(
 ) -> list[dict[str, Any]]:
     """CPU milliseconds a query over tries of several sizes, 4 positions each."""
     model, asked = toy_bart(4), some_queries(queries)
-    tries_of = {f"{count}": Trie(some_ids(count, 4)) for count in counts}
+    sizes = {f"{count}": Trie(some_ids(count, 4)) for count in counts}
     works = {
         name: lambda trie=trie: beam_search(model, asked, width, trie)
-        for name, trie in tries_of.items()
+        for name, trie in sizes.items()
     }
     spent = in_turns(tries, **works)
     return [
@@ -175,7 +176,7 @@ def tables() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield (
         "beside generate",
         [
-            alone(beside_generate, *size, width, queries)
+            alone(beside_generate, *size, width, queries, tries=20 if queries == 1 else 4)
             for size in sizes
             for width, queries in ((10, 1), (50, 1), (10, 16), (50, 16))
         ],
@@ -192,7 +193,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("_build/bench_beam.json"))
     out: Path = parser.parse_args().out
     os.environ |= {"OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}  # of those to come
-    found: dict[str, Any] = {"machine": machine(), "tables": {}}
+    packages = {name: version(name) for name in ("torch", "transformers")}
+    found: dict[str, Any] = {**packages, "load": psutil.getloadavg(), "tables": {}}
     for name, rows in tables():
         found["tables"][name] = rows
         text = pd.DataFrame(rows).to_string(index=False, float_format="%.3g")

@@ -22,9 +22,9 @@ def _one_thread():
 @pytest.mark.parametrize(
     ("width", "queries", "tries", "times"),
     [
-        (10, 1, 40, 2.5),
-        (50, 1, 20, 3.0),
-        (50, 16, 3, 2.5),
+        (10, 1, 40, 2.3),  # measured: 2.8 to 3.3
+        (50, 1, 20, 2.6),  # 3.2 to 4.0
+        (50, 16, 3, 2.5),  # 4.4 to 5.0
     ],
 )
 def test_searches_beside_generate(width, queries, tries, times):
@@ -35,7 +35,7 @@ def test_searches_beside_generate(width, queries, tries, times):
 
 
 def test_the_constraint_alone():
-    found = constraint_steps(100_000, 4, tries=5)
+    found = constraint_steps(100_000, 4, tries=5)  # measured: 24 to 50
     print(found)
     assert min(row["times"] for row in found) > 20
 
@@ -44,7 +44,7 @@ def test_a_trie_of_a_million():
     found = memory(1_000_000, 4)
     print(found)
     assert found["times"] > 50
-    assert found["build cpu"] < 4
+    assert found["build cpu"] < 2
 
 
 def test_what_a_search_costs_does_not_grow_with_the_trie():
