@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisearch.errors import InputError
+from minisearch.models.bart import StepwiseBart
 from minisearch.text import PAD
 
 
@@ -59,10 +59,11 @@ class Trie:
             raise InputError("Trie ids", found, expected, "check how identifiers are made.")
         self.vocab_size = int(ids.max()) + 1
         self.depth = ids.shape[1]
+        self._lowest = ids.min(0).astype(np.int64)  # tokens are kept less the lowest of a position
         self._tokens: list[np.ndarray] = []
         self._pointers: list[np.ndarray] = []
         nodes, count = np.zeros(len(ids), dtype=np.int64), 1  # of each row's prefix
-        for column in ids.T:
+        for column in (ids.astype(np.int64) - self._lowest).T:
             keys, nodes = np.unique(nodes * self.vocab_size + column, return_inverse=True)
             parents, tokens = np.divmod(keys, self.vocab_size)
             pointers = np.append(0, np.bincount(parents, minlength=count).cumsum())
@@ -84,11 +85,11 @@ class Trie:
 
         Shape: (M, L) int64, made anew at each call.
         """
-        columns, nodes = [], np.arange(len(self))
-        for tokens, pointers in zip(self._tokens[::-1], self._pointers[::-1], strict=True):
-            columns.append(tokens[nodes])
-            nodes = pointers.searchsorted(nodes, side="right") - 1
-        return np.stack(columns[::-1], axis=1).astype(np.int64)
+        ids, nodes = np.empty((len(self), self.depth), dtype=np.int64), np.arange(len(self))
+        for level in reversed(range(self.depth)):
+            ids[:, level] = self._tokens[level][nodes]
+            nodes = self._pointers[level].searchsorted(nodes, side="right") - 1
+        return ids + self._lowest
 
     def children(self, level: int, nodes: np.ndarray) -> Children:
         """What may follow prefixes of `level` tokens; nothing follows a number beyond the last.
@@ -98,8 +99,8 @@ class Trie:
         pointers, tokens = self._pointers[level], self._tokens[level]
         first = pointers.take(nodes, mode="clip").astype(np.int64)
         counts = pointers.take(nodes + 1, mode="clip") - first
-        places = first[:, None] + np.arange(counts.max())
-        return Children(tokens.take(places, mode="clip").astype(np.int64), counts, first)
+        kept = tokens.take(first[:, None] + np.arange(counts.max()), mode="clip")
+        return Children(np.add(kept, self._lowest[level], dtype=np.int64), counts, first)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """The leaf of each identifier, -1 for one that the trie does not hold.
@@ -113,14 +114,15 @@ class Trie:
             found, expected = f"shape {ids.shape}", f"(Q, {self.depth})"
             raise InputError("Trie.find ids", found, expected, "pass whole identifiers.")
         nodes = np.zeros(len(ids), dtype=np.int64)
-        for tokens, pointers, wanted in zip(self._tokens, self._pointers, ids.T, strict=True):
+        for level, wanted in enumerate((ids.astype(np.int64) - self._lowest).T):
+            pointers, tokens = self._pointers[level], self._tokens[level]
             low, end = (pointers[nodes + i].astype(np.int64) for i in (0, 1))
-            high = end
+            high = end  # below `low` for node -1: the last pointer is above the first, 0
             while (unsure := low < high).any():  # halve all the ranges at once
                 middle = (low + high) // 2
                 below = unsure & (tokens.take(middle, mode="clip") < wanted)
                 low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
-            held = (low < end) & (tokens.take(low, mode="clip") == wanted) & (nodes >= 0)
+            held = (low < end) & (tokens.take(low, mode="clip") == wanted)
             nodes = np.where(held, low, -1)
         return nodes
 
@@ -213,18 +215,18 @@ def beam_search(
     tokens, leaves = np.full((*shape, allowed.depth), PAD), np.full(shape, -1)
     scores = np.full(shape, -np.inf, dtype=np.float32)
     with torch.inference_mode():
-        bart = _Bart(model)
+        bart = StepwiseBart(model)
         for first in range(0, len(queries), batch_size):
             rows = order[first : first + batch_size]
             columns = slice(lengths[rows[-1]])
-            bart.read(queries[rows, columns], there[rows, columns], allowed.depth)
+            bart.read(queries[rows, columns], there[rows, columns])
             best = _search(bart, width, allowed, len(rows))
             part = np.s_[rows, : best.scores.shape[1]]
             tokens[part], scores[part], leaves[part] = best.tokens, best.scores, best.leaves
     return Beams(tokens, scores, leaves)
 
 
-def _search(bart: _Bart, width: int, allowed: Trie | _Combinations, queries: int) -> Beams:
+def _search(bart: StepwiseBart, width: int, allowed: Trie | _Combinations, queries: int) -> Beams:
     """Beams of the queries read. They stand in lexicographic order until the last step is done."""
     line = np.arange(queries)[:, None]
     scores: np.ndarray = np.zeros((queries, 1), dtype=np.float32)
@@ -233,9 +235,9 @@ def _search(bart: _Bart, width: int, allowed: Trie | _Combinations, queries: int
     parents = None
     for level in range(allowed.depth):
         last = torch.from_numpy(tokens[..., -1]).to(bart.device)
-        logits = bart.step(last, parents)  # (B * W, V)
+        following = torch.log_softmax(bart.step(last, parents), 1)  # (B * W, V)
         children = allowed.children(level, nodes.ravel())
-        scores, columns = _best(_candidates(logits, scores, children), width)  # (B, W) again
+        scores, columns = _best(_candidates(following, scores, children), width)  # (B, W) again
         beams, ranks = np.divmod(columns, children.tokens.shape[1])
         rows = beams + line * nodes.shape[1]
         written = children.tokens[rows % len(children.tokens), ranks]
@@ -253,16 +255,16 @@ def _search(bart: _Bart, width: int, allowed: Trie | _Combinations, queries: int
     return Beams(tokens, scores, leaves)
 
 
-def _candidates(logits: Tensor, scores: np.ndarray, children: Children) -> Tensor:
+def _candidates(following: Tensor, scores: np.ndarray, children: Children) -> Tensor:
     """Scores of all continuations, -inf beyond the last child of a beam.
 
-    Shape: logits (B * W, V), scores (B, W) -> (B, W * C).
+    Shape: following (B * W, V) log-probabilities, scores (B, W) -> (B, W * C).
     """
     missing = np.arange(children.tokens.shape[1]) >= children.counts[:, None]
     parts = (children.tokens, missing, scores.reshape(-1, 1))
-    tokens, hidden, before = (torch.from_numpy(part).to(logits.device) for part in parts)
-    values = torch.log_softmax(logits, 1).gather(1, tokens.expand(len(logits), -1))
-    return values.add_(before).masked_fill_(hidden, -torch.inf).view(len(scores), -1)
+    tokens, hidden, before = (torch.from_numpy(part).to(following.device) for part in parts)
+    values = following.gather(1, tokens.expand(following.shape[0], -1)).add_(before)
+    return values.masked_fill_(hidden, -torch.inf).view(len(scores), -1)
 
 
 def _best(candidates: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -279,7 +281,7 @@ def _best(candidates: Tensor, width: int) -> tuple[np.ndarray, np.ndarray]:
             every = candidates[torch.from_numpy(tied).to(candidates.device)].cpu().numpy()
             columns[tied] = (-every).argsort(1, kind="stable")[:, : width + 1]
     order = columns[:, :width].argsort(1)
-    line = np.arange(len(candidates))[:, None]
+    line = np.arange(candidates.shape[0])[:, None]
     return values[line, order], columns[line, order]
 
 
@@ -316,117 +318,3 @@ def _check(
         if not least <= size <= most:
             expected, remedy = f"{least} to {most}", "change it, or the model's configuration."
             raise InputError(f"beam_search {what}", str(size), expected, remedy)
-
-
-# -- BART ------------------------------------------------------------------------------------------
-
-
-class _Bart:
-    """BART by hand: queries encoded together, then W beams of each extended token by token.
-
-    Keys and values of a query's tokens are computed once for all of its beams, those of a beam's
-    tokens once for all of its continuations.
-
-    Source: `transformers.models.bart.modeling_bart`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        encoder, decoder = model.get_encoder(), model.get_decoder()
-        self._embed_query, self._embed = _Embedding(encoder), _Embedding(decoder)
-        self._encoder = [(_Attention(x, "self"), _Inner(x)) for x in encoder.layers]
-        self._decoder = [
-            (_Attention(x, "self"), _Attention(x, "encoder"), _Inner(x)) for x in decoder.layers
-        ]
-        self._head = (model.lm_head.weight, model.final_logits_bias[0])
-        self.device, self.start = model.device, model.config.decoder_start_token_id
-
-    def read(self, queries: np.ndarray, there: np.ndarray, depth: int) -> None:
-        """Encode queries whose identifiers take `depth` steps. Shape: (B, S) int64 and bool."""
-        count, self._now = len(queries), 0
-        self._mask = None if there.all() else torch.from_numpy(there).to(self.device)[:, None, None]
-        states = self._embed_query(torch.from_numpy(queries).to(self.device), 0)  # (B * S, D)
-        for own, inner in self._encoder:
-            states = inner(own(states, own.keys_and_values(states, count), self._mask))
-        self._query = [query.keys_and_values(states, count) for _, query, _ in self._decoder]
-        _, heads, _, dim = self._query[0][0].shape
-        self._own = states.new_empty(len(self._decoder), 2, count, heads, depth, dim)
-
-    def step(self, tokens: Tensor, parents: Tensor | None) -> Tensor:
-        """Logits of what follows `tokens`; `parents` are the rows of the step before they continue.
-
-        Shape: tokens (B, W), parents (B * W,) -> (B * W, V) float32.
-        """
-        now, rows = self._now, tokens.numel()
-        self._now += 1
-        if parents is not None:
-            self._own = self._own.index_select(2, parents)
-        states = self._embed(tokens.view(-1, 1), now)  # (R, D)
-        for number, (own, query, inner) in enumerate(self._decoder):
-            keys, values = self._own[number, ..., : now + 1, :]
-            keys[:, :, now:], values[:, :, now:] = own.keys_and_values(states, rows)
-            states = own(states, (keys, values))
-            states = inner(query(states, self._query[number], self._mask))
-        return F.linear(states, *self._head).float()
-
-
-class _Embedding:
-    """Tokens and their places. Shape: (B, S) -> (B * S, D)."""
-
-    def __init__(self, part: Any) -> None:
-        self._tokens, self._norm = part.embed_tokens, _Norm(part.layernorm_embedding)
-        self._places = part.embed_positions.weight[part.embed_positions.offset :]
-
-    def __call__(self, tokens: Tensor, start: int) -> Tensor:
-        states = self._tokens(tokens).add_(self._places[start : start + tokens.shape[1]])
-        return self._norm(states.flatten(0, 1))
-
-
-class _Attention:
-    """An attention, and the norm after it. Weights are attributes here: a module's are slow."""
-
-    def __init__(self, layer: Any, name: str) -> None:
-        attention = getattr(layer, f"{name}_attn")
-        self._shape = (-1, attention.num_heads, attention.head_dim)
-        self._q, self._k = _pair(attention.q_proj), _pair(attention.k_proj)
-        self._v, self._out = _pair(attention.v_proj), _pair(attention.out_proj)
-        self._norm = _Norm(getattr(layer, f"{name}_attn_layer_norm"))
-
-    def keys_and_values(self, states: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Shape: (count * S, D) -> (count, H, S, D / H) twice."""
-        shape = (count, *self._shape)
-        keys, values = F.linear(states, *self._k), F.linear(states, *self._v)
-        return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
-
-    def __call__(
-        self, states: Tensor, read: tuple[Tensor, Tensor], mask: Tensor | None = None
-    ) -> Tensor:
-        """Shape: states (B * W, D), read (B, H, S, D / H) twice -> (B * W, D)."""
-        keys, values = read
-        queries = F.linear(states, *self._q).view(len(keys), *self._shape).transpose(1, 2)
-        found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        found = found.transpose(1, 2).reshape(states.shape)
-        return self._norm(F.linear(found, *self._out).add_(states))
-
-
-class _Inner:
-    """The two inner linear layers, and the norm after them."""
-
-    def __init__(self, layer: Any) -> None:
-        self._first, self._second = _pair(layer.fc1), _pair(layer.fc2)
-        self._activation, self._norm = layer.activation_fn, _Norm(layer.final_layer_norm)
-
-    def __call__(self, states: Tensor) -> Tensor:
-        inner = self._activation(F.linear(states, *self._first))
-        return self._norm(F.linear(inner, *self._second).add_(states))
-
-
-class _Norm:
-    def __init__(self, norm: Any) -> None:
-        self._parts = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-    def __call__(self, states: Tensor) -> Tensor:
-        return torch.layer_norm(states, *self._parts)
-
-
-def _pair(module: Any) -> tuple[Tensor, Tensor]:
-    return module.weight, module.bias

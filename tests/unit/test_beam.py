@@ -55,7 +55,7 @@ def test_identifiers_are_sorted_and_different():
     assert trie.identifiers().dtype == np.int64
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint64])
 def test_identifiers_of_any_integers(dtype):
     trie = Trie(IDS.astype(dtype))
     assert trie.identifiers().tolist() == SORTED
@@ -95,6 +95,7 @@ def test_arrays_are_as_small_as_their_numbers_allow():
     # 10 and 1000 tokens of one and two bytes; 2 and 11 pointers of one and two.
     wide = np.stack([np.arange(1000) // 100, np.arange(1000)], axis=1)
     assert Trie(wide).nbytes == 10 * 1 + 1000 * 2 + 2 * 1 + 11 * 2
+    assert Trie(wide + 50_000).nbytes == Trie(wide).nbytes
 
 
 def test_nested_trie_and_what_it_allows():

@@ -24,7 +24,7 @@ ORDER = [
     "worlds.wiki_relations", "worlds.wiki", "worlds.icons",
     "index", "retriever", "identifiers", "objectives", "lit",
     "models", "models.towers", "models.seq2seq", "models.qformer", "models.lm",
-    "models.generative", "models.dense", "beam", "beam_viewer",
+    "models.generative", "models.dense", "models.bart", "beam", "beam_viewer",
     "agents", "agents.protocol", "agents.trajectory", "agents.rewards", "agents.cache",
     "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
