@@ -16,9 +16,9 @@ import minisearch
 PACKAGE = Path(minisearch.__file__).parent
 ORDER = [
     "errors", "storage", "profiles", "records", "metrics", "stats", "curves", "tails",
-    "plots", "text",
+    "plots", "text", "pictures",
     "data", "data.tables", "data.kuaisearch", "data.audit", "data.assets", "data.icons",
-    "data.qa", "data.factbook", "tasks",
+    "data.qa", "data.factbook", "data.images", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.dictionary", "worlds.shop_statistics", "worlds.market",
     "worlds.wiki_relations", "worlds.wiki", "worlds.icons",
