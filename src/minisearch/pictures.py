@@ -115,8 +115,17 @@ def check_box(box: Box, size: tuple[int, int], where: str) -> None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow's as RGB; what is transparent lies on grey."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    """An image of any mode that files have as RGB; what is transparent lies on grey.
+
+    Raises:
+        InputError: for floating-point pixels, whose range no file states.
+    """
+    if image.mode == "F":
+        expected, remedy = "8 or 16 bits a channel", "store the picture with 8 bits a channel."
+        raise InputError("picture", "floating-point pixels", expected, remedy)
+    if image.mode.startswith("I"):  # 16-bit greys, which `convert` would clip at 255, not scale
+        image = Image.fromarray((np.asarray(image).clip(0, 65_535) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         behind = Image.new("RGBA", image.size, (*GREY, 255))
         image = Image.alpha_composite(behind, image.convert("RGBA"))
     return image.convert("RGB")
@@ -137,6 +146,8 @@ def fitted(image: Image.Image, size: int, box: Box | None = None) -> tuple[np.nd
         raise InputError("picture", f"{width} x {height} pixels", "one or more", "leave it out.")
     if box is not None:
         check_box(box, image.size, "a picture")
+    if image.size == (size, size) and image.mode == "RGB":
+        return np.asarray(image), box
     scale = size / max(width, height)
     inner = (max(1, round(width * scale)), max(1, round(height * scale)))
     left, top = (size - inner[0]) // 2, (size - inner[1]) // 2
@@ -145,11 +156,10 @@ def fitted(image: Image.Image, size: int, box: Box | None = None) -> tuple[np.nd
     pixels = np.asarray(square)
     if box is None:
         return pixels, None
-    horizontal, vertical = inner[0] / width, inner[1] / height
-    moved = Box(
-        left + int(box.left * horizontal),
-        top + int(box.top * vertical),
-        left + min(inner[0], int(np.ceil(box.right * horizontal))),
-        top + min(inner[1], int(np.ceil(box.bottom * vertical))),
+    moved = Box(  # whole numbers divide without rounding errors: down to the left, up to the right
+        left + box.left * inner[0] // width,
+        top + box.top * inner[1] // height,
+        left - (-box.right * inner[0] // width),
+        top - (-box.bottom * inner[1] // height),
     )
     return pixels, moved
