@@ -29,7 +29,7 @@ from minisearch.objectives import in_batch_softmax
 from minisearch.profiles import derive_seed, use_threads
 from minisearch.storage import project_root
 from minisearch.worlds.icon_drawing import APPEARANCES, HUES, Appearance, Painter
-from minisearch.worlds.icons import things
+from minisearch.worlds.icons import signs
 
 SIZE, CROP, OBJECTS, DIMENSION = 64, 32, 4, 128
 
@@ -41,12 +41,6 @@ class Scenes:
     pictures: Tensor
     boxes: Tensor
     crops: Tensor
-
-
-def unused_icons() -> list[str]:
-    """Icons that no product of `IconWorld` is made of."""
-    icons = icon_search_terms()
-    return sorted(set(icons.names) - set(things(icons)))
 
 
 def draw(painter: Painter, names: list[str], scenes: int, random: np.random.Generator) -> Scenes:
@@ -82,7 +76,7 @@ def main(steps: int = 1500, scenes: int = 48, rate: float = 2e-3, seed: int = 0)
     torch.manual_seed(derive_seed(seed, "eye"))
     encoder = PatchEncoder(toy_resnet_config(), DIMENSION, normalise=True)
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=rate, weight_decay=0.01)
-    painter, names = Painter(SIZE, CROP), unused_icons()
+    painter, names = Painter(SIZE, CROP), sorted(signs(icon_search_terms()))
     random = np.random.default_rng(derive_seed(seed, "scenes"))
     started, right = time.process_time(), []
     for step in range(steps):

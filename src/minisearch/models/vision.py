@@ -19,10 +19,11 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 
 def toy_resnet_config() -> ResNetConfig:
     """Two stages of one block: 250,000 weights, one patch for 8 x 8 pixels."""
-    return ResNetConfig(
-        embedding_size=32, hidden_sizes=[48, 128], depths=[1, 1], layer_type="basic",
-        out_features=["stage2"],
-    )  # fmt: skip
+    sizes: dict[str, Any] = {
+        "embedding_size": 32, "hidden_sizes": [48, 128], "depths": [1, 1], "layer_type": "basic",
+        "out_features": ["stage2"],
+    }  # fmt: skip
+    return ResNetConfig(**sizes)
 
 
 class PatchEncoder(nn.Module):
@@ -36,6 +37,9 @@ class PatchEncoder(nn.Module):
         dimension: of a patch's vector, D.
         normalise: whether batch normalisation learns its averages (in pre-training alone).
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, backbone: Any, dimension: int, normalise: bool = False) -> None:
         super().__init__()

@@ -69,8 +69,8 @@ class Painter:
         self.size, self.crop_size = size, crop_size
         self.sprite = lru_cache(maxsize=8192)(self._sprite)
 
-    def _sprite(self, name: str, family: int, appearance: Appearance) -> Image.Image:
-        """The master drawing of a product, (SPRITE, SPRITE) RGBA, turned into its pose."""
+    def outline(self, name: str) -> Image.Image:
+        """An icon filling a square, (SPRITE, SPRITE) of mode L: 255 where it is."""
         font, character = self._codes[name]
         mask = self._fonts[font].getmask(character)
         shape = Image.frombytes("L", mask.size, bytes(mask))
@@ -78,6 +78,11 @@ class Painter:
         shape = shape.resize([max(1, round(side * scale)) for side in mask.size])
         alpha = Image.new("L", (SPRITE, SPRITE))
         alpha.paste(shape, ((SPRITE - shape.width) // 2, (SPRITE - shape.height) // 2))
+        return alpha
+
+    def _sprite(self, name: str, family: int, appearance: Appearance) -> Image.Image:
+        """The master drawing of a product, (SPRITE, SPRITE) RGBA, turned into its pose."""
+        alpha = self.outline(name)
         sprite = Image.fromarray(_texture(family, appearance))
         sprite.putalpha(alpha)
         if POSES[appearance.pose]:
@@ -93,7 +98,7 @@ class Painter:
 
     def alone(self, sprite: Image.Image, random: np.random.Generator) -> tuple[Image.Image, Box]:
         """A usual listing: one large product, a light background, a little clutter at most."""
-        canvas = Image.new("RGB", (self.size, self.size), (random.integers(225, 256),) * 3)
+        canvas = Image.new("RGB", (self.size, self.size), (int(random.integers(225, 256)),) * 3)
         self._clutter(canvas, random, int(random.integers(0, 3)), largest=0.2)
         side = round(self.size * random.uniform(0.55, 0.85))
         box = self._place(canvas, sprite, side, random, turn=8)
@@ -168,6 +173,13 @@ class Painter:
         pixels = np.asarray(canvas, dtype=np.float32) * random.uniform(0.8, 1.15)
         pixels += random.normal(0, 5, pixels.shape).astype(np.float32)
         return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def outlines_of(names: Sequence[str]) -> np.ndarray:
+    """Where icons are and where not, coarsely. Shape: (N, SPRITE * SPRITE / 4) float32, 0 or 1."""
+    painter, side = Painter(SPRITE, SPRITE), SPRITE // 2
+    small = [painter.outline(name).resize((side, side)) for name in names]
+    return np.stack([np.asarray(image).ravel() > 127 for image in small]).astype(np.float32)
 
 
 def _texture(family: int, appearance: Appearance) -> np.ndarray:

@@ -22,9 +22,9 @@ def open_icons(seed: int, dials: IconDials) -> dict[str, PictureSet]:
 
     train: each training product in a picture of its own and in mosaics; crops of it. normal: each
     test product alone in its picture. mosaic: the same products and queries, in mosaics. new:
-    mosaics of icons that no training product has. noisy: `mosaic` with texts that lost words and
-    got wrong ones. many: `mosaic` with each product listed twice, in different mosaics and words,
-    both of them right.
+    queries for products of icons that no training product has, in mosaics beside those of
+    `mosaic`. noisy: `mosaic` with texts that lost words and got wrong ones. many: `mosaic` with
+    each product listed twice, in different mosaics and words, both of them right.
     """
     here = Path(__file__).parent
     sources = [*sorted(here.glob("icon*.py")), here.parent / "pictures.py"]
@@ -41,11 +41,12 @@ def make_sets(seed: int, dials: IconDials) -> dict[str, PictureSet]:
         train += _mosaics(world, world.train, f"train{turn}")
     mosaic = _mosaics(world, world.test, "test")
     again = _mosaics(world, world.test, "again", rewritten=True)
+    new = _mosaics(world, world.new, "new")
     return {
         "train": PictureSet(train, _crops(train, range(dials.crops)), world.open),
         "normal": _searched(world, _normal(world, world.test)),
         "mosaic": _searched(world, mosaic),
-        "new": _searched(world, _mosaics(world, world.new, "new")),
+        "new": _searched(world, new, beside=mosaic),
         "noisy": _searched(world, _noisy(world, mosaic)),
         "many": _searched(world, mosaic + again),
     }
@@ -112,10 +113,13 @@ def _crops(listings: list[Listing], views: Iterable[object], rows: Sequence[int]
     ]
 
 
-def _searched(world: IconWorld, listings: list[Listing]) -> PictureSet:
+def _searched(
+    world: IconWorld, listings: list[Listing], beside: Sequence[Listing] = ()
+) -> PictureSet:
+    """Queries for the products of some listings, among these and others."""
     there = sorted({_product(listing.item_id) for listing in listings})
     rows = world.random("queries").permutation(there)[: world.dials.queries].tolist()
-    return PictureSet(listings, _crops(listings, ["test"], rows), world.open)
+    return PictureSet([*listings, *beside], _crops(listings, ["test"], rows), world.open)
 
 
 # -- cache -----------------------------------------------------------------------------------------
@@ -154,7 +158,10 @@ def _read(folder: Path) -> dict[str, PictureSet]:
 
     return {
         name: PictureSet(
-            [Listing(*fields, Box(*box)) for *fields, box in rows["listings"]],
+            [
+                Listing(item, picture, text, category, Box(*box))
+                for item, picture, text, category, box in rows["listings"]
+            ],
             [CropQuery(row[0], row[1], tuple(row[2])) for row in rows["queries"]],
             opened,
         )

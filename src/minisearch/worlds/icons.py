@@ -10,6 +10,7 @@ Source: Font Awesome Free (icons CC BY 4.0, fonts SIL OFL 1.1) in the package fo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +22,7 @@ from minisearch.data.icons import IconTerms, icon_search_terms
 from minisearch.errors import InputError
 from minisearch.pictures import Box
 from minisearch.profiles import derive_seed
-from minisearch.worlds.icon_drawing import APPEARANCES, Appearance, Painter
+from minisearch.worlds.icon_drawing import APPEARANCES, Appearance, Painter, outlines_of
 
 # Categories of signs rather than things, and words in the names of variants of another icon.
 SIGNS = {
@@ -32,6 +33,7 @@ VARIANTS = {
     "arrow", "arrows", "check", "circle", "dash", "down", "exclamation", "left", "lock", "minus",
     "plus", "question", "right", "slash", "square", "up", "xmark",
 }  # fmt: skip
+ALIKE = 0.9  # share of two outlines' area from which on they count as the same
 FAMILIES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 ATTRIBUTES = (
     "small", "large", "light", "sturdy", "classic", "modern", "indoor", "outdoor", "washable",
@@ -74,16 +76,34 @@ class Product:
     text: str
 
 
+def signs(icons: IconTerms) -> list[str]:
+    """Icons that no product is made of: signs, brands, and variants of other icons."""
+    return [
+        name
+        for name, categories in zip(icons.names, icons.categories, strict=True)
+        if not categories or SIGNS & set(categories) or VARIANTS & set(name.split("-"))
+    ]
+
+
 def things(icons: IconTerms) -> dict[str, str]:
-    """Names of icons that show a thing, with the rarest of their categories."""
-    size: dict[str, int] = {}
-    for categories in icons.categories:
-        for category in categories:
-            size[category] = size.get(category, 0) + 1
+    """Icons that products may be made of, with the rarest of their categories.
+
+    None is one of `signs`, the stem of one (as folder is of folder-plus), or looks like one or like
+    another thing, which is the case for outlines that share nine tenths of their area.
+    """
+    others = signs(icons)
+    stems = {"-".join(parts[:end]) for parts in (n.split("-") for n in others) for end in (1, 2, 3)}
+    size = Counter(category for categories in icons.categories for category in categories)
+    known = sorted(set(icons.names) - set(others))
+    outlines = outlines_of([*others, *known])
+    shared = outlines @ outlines.T
+    area = outlines.sum(1)
+    alike = shared > ALIKE * (area[:, None] + area - shared)
     chosen = {}
-    for name, categories in zip(icons.names, icons.categories, strict=True):
-        if categories and not SIGNS & set(categories) and not VARIANTS & set(name.split("-")):
-            chosen[name] = min(categories, key=lambda category: (size[category], category))
+    for row, name in enumerate(known, len(others)):
+        if name not in stems and not alike[row, :row].any():
+            found = icons.categories[icons.names.index(name)]
+            chosen[name] = min(found, key=lambda category: (size[category], category))
     return chosen
 
 
