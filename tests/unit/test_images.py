@@ -365,6 +365,13 @@ def test_what_could_not_be_read_is_not_written(folder, tmp_path, changes, messag
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
 
 
+def test_a_set_without_queries_is_not_written(folder, tmp_path):
+    listings = [(listing, None) for listing in read_pictures(folder).listings]
+    with pytest.raises(InputError, match=r"new/queries\.jsonl: found no rows"):
+        write_pictures(tmp_path / "new", listings, [], folder / "images")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_damaged_picture_is_not_written(folder, tmp_path):
     path = folder / "images/shop/2.jpg"
     path.write_bytes(path.read_bytes()[:-20])

@@ -116,9 +116,7 @@ def write_pictures(
             be decoded, and for whatever `read_pictures` would refuse.
     """
     final = Path(folder)
-    if final.is_dir() and any(final.iterdir()):
-        remedy = "name a new folder, or empty this one."
-        raise InputError(str(final), "a folder with files in it", "an empty folder", remedy)
+    require_empty(final)
     tables = [
         [asdict(row) | {"split": split} for row, split in rows] for rows in (listings, queries)
     ]
@@ -131,12 +129,26 @@ def write_pictures(
             _check_name(name, f"{final}, picture {name!r}")
             load_picture(source / name)
             _bring(source / name, part / "images" / name)
-        try:
-            for split in {row["split"] for row in tables[1]}:
+        with naming(part, final):
+            for split in {row["split"] for row in tables[1]} or SPLITS:
                 read_pictures(part, split)
-        except InputError as error:
-            where = error.where.replace(str(part), str(final))  # the part will be gone
-            raise InputError(where, error.found, error.expected, error.remedy) from error
+
+
+def require_empty(folder: Path) -> None:
+    """Raises: InputError for a folder with files in it, which writing would replace."""
+    if folder.is_dir() and any(folder.iterdir()):
+        remedy = "name a new folder, or empty this one."
+        raise InputError(str(folder), "a folder with files in it", "an empty folder", remedy)
+
+
+@contextmanager
+def naming(part: Path, final: Path) -> Iterator[None]:
+    """Let errors about a temporary path, which will be gone, name the lasting one instead."""
+    try:
+        yield
+    except InputError as error:
+        where = error.where.replace(str(part), str(final))
+        raise InputError(where, error.found, error.expected, error.remedy) from error
 
 
 def _fields(row: dict[str, Any]) -> dict[str, Any]:
