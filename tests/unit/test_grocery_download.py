@@ -130,8 +130,14 @@ def test_every_split_has_all_products(tmp_path, script):
         data = read_pictures(tmp_path / "grocery", split)
         assert len(data.listings) == 3
         assert len(data.queries) == len(items)
-    # the folder of this photograph is not that of its class, the number in the list counts
     assert data.queries[0].item_ids == ("Brown-Cap-Mushroom",)
+
+
+def test_the_number_in_the_list_says_which_product_a_photograph_shows(tmp_path, script):
+    archive(tmp_path / "web/x.zip", val_txt=f"{LISTS['val'][0].split(',')[0]}, 29, 19\n")
+    assert run(script, tmp_path / "grocery").exit_code == 0
+    data = read_pictures(tmp_path / "grocery", "val")
+    assert data.queries[0].item_ids == ("Bravo-Orange-Juice",)
 
 
 def test_nothing_but_the_folder_and_the_archive_is_left(tmp_path, script):
