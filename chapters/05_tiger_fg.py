@@ -967,7 +967,7 @@ for number in range(16):
     sum(values.values()).backward()
     optimiser.step()
     if number % 5 == 0:
-        told = ", ".join(f"{name} {float(value):.3f}" for name, value in values.items())
+        told = ", ".join(f"{name} {value.item():.3f}" for name, value in values.items())
         print(f"step {number:2d}: {told}")
 
 # %% [markdown]
@@ -1071,7 +1071,7 @@ def ranked(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
 # | `sum_longer` | `sum` with twice the steps, about the time that the method takes |
 #
 # All share the eye, the pictures and crops, the number of steps and of listings a step, and the width. This page trains `sum`,
-# `detector` and `tiger_fg`; the others come from the grid.
+# `detector` and `tiger_fg`; the others come from the grid. (In a notebook, Lightning notes that some modules are in evaluation mode: the batch normalisation of the eyes, on purpose.)
 
 
 # %%
@@ -1296,7 +1296,7 @@ def fresh_tower(plan: Plan) -> ItemTower:
     return TwoTowers(plan, train, seen, words).item_tower.eval()
 
 
-# %% tags=["train"]
+# %% tags=["train"] mystnb={"output_stderr": "remove"}
 for name in ON_PAGE if arms == "main" else arms.split(","):
     with record.phase(f"arm {name}"):
         run(name)

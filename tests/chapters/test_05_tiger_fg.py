@@ -720,7 +720,7 @@ def test_arms_take_the_same_steps_one_of_them_twice_as_many(page, monkeypatch, s
 
 def test_rates_of_the_sweep_are_those_of_the_fusion_and_of_toy_alone(page, monkeypatch):
     rates = []
-    monkeypatch.setattr(page, "SWEPT", {"sum": 0.004})
+    monkeypatch.setattr(page, "RATES", {"sum": 0.004})
     monkeypatch.setattr(page, "fit", lambda *a, **_: rates.append(a[3].learning_rate))
     monkeypatch.setattr(page, "TwoTowers", lambda *_: SimpleNamespace(eval=lambda: None))
     for profile in ("smoke", "toy"):
