@@ -850,7 +850,7 @@ class TwoTowers(Module):
         items, words, _ = self.item_tower.join(sight, place, texts)
         queries = self.query_tower(shelf.crops[asked].to(device))
         product = shelf.product[rows].to(device)
-        parts = (queries, items, F.normalize(words, dim=1))
+        parts = (queries, items, F.normalize(words, dim=1, eps=0.01))
         return Step(rows, asked, place, sight, texts, product, *parts)
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -1071,7 +1071,7 @@ def ranked(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
 # | `sum_longer` | `sum` with twice the steps, about the time that the method takes |
 #
 # All share the eye, the pictures and crops, the number of steps and of listings a step, and the width. This page trains `sum`,
-# `detector` and `tiger_fg`; the others come from the grid. (In a notebook, Lightning notes that some modules are in evaluation mode: the batch normalisation of the eyes, on purpose.)
+# `detector` and `tiger_fg`; the others come from the grid.
 
 
 # %%
@@ -1296,7 +1296,7 @@ def fresh_tower(plan: Plan) -> ItemTower:
     return TwoTowers(plan, train, seen, words).item_tower.eval()
 
 
-# %% tags=["train"] mystnb={"output_stderr": "remove"}
+# %% tags=["train"]
 for name in ON_PAGE if arms == "main" else arms.split(","):
     with record.phase(f"arm {name}"):
         run(name)

@@ -81,8 +81,7 @@ def main(steps: int = 1500, scenes: int = 48, rate: float = 2e-3, seed: int = 0)
     started, right = time.process_time(), []
     for step in range(steps):
         if step == round(0.7 * steps):
-            encoder.normalise = False
-            encoder.train()
+            encoder.keep_averages()
         for group in optimiser.param_groups:
             group["lr"] = rate * min(1, (step + 1) / 50) * (1 + np.cos(np.pi * step / steps)) / 2
         regions, crops = vectors(encoder, draw(painter, names, scenes, random))

@@ -104,7 +104,6 @@ def test_inside_another_module_they_are_kept_too():
     assert all(torch.equal(value, before[name]) for name, value in averages(outer).items())
 
 
-@pytest.mark.xfail(strict=True, reason="frozen by `train`, which nobody has called yet")
 def test_before_anybody_calls_train_they_are_kept_too():
     encoder = PatchEncoder(toy_resnet_config(), 8)
     assert encoder.training
@@ -170,7 +169,6 @@ def test_a_checkpoint_has_the_features_that_were_saved(tmp_path, monkeypatch):
     assert not torch.equal(features(fresh), features(encoder))
 
 
-@pytest.mark.xfail(strict=True, reason="AutoBackbone takes a folder for a name of the hub")
 def test_a_checkpoint_loads_by_the_name_of_its_folder(tmp_path):
     encoder = saved(tmp_path)
     assert torch.equal(features(PatchEncoder(str(tmp_path), 8).eval()), features(encoder))

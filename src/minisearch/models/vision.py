@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoBackbone, ResNetConfig
+from transformers import AutoBackbone, AutoConfig, ResNetConfig
 
 from minisearch.errors import InputError
 
@@ -26,6 +27,25 @@ def toy_resnet_config() -> ResNetConfig:
     return ResNetConfig(**sizes)
 
 
+class StoredNorm(nn.BatchNorm2d):
+    """Batch normalisation by the averages that it has stored, in training too."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Shape: (B, C, H, W) -> the same."""
+        averages = (self.running_mean, self.running_var)
+        return F.batch_norm(maps, *averages, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def load_backbone(name: str) -> Any:
+    """A backbone by the name of a checkpoint on the hub, or of its folder.
+
+    AutoBackbone asks the hub about either; the class that it stands for does not.
+    """
+    with torch.device("meta"):
+        kind = type(AutoBackbone.from_config(AutoConfig.from_pretrained(name)))
+    return kind.from_pretrained(name)
+
+
 class PatchEncoder(nn.Module):
     """A backbone and a linear map of its last feature map to `dimension`.
 
@@ -35,7 +55,8 @@ class PatchEncoder(nn.Module):
     Args:
         backbone: a configuration, or the name or folder of a checkpoint.
         dimension: of a patch's vector, D.
-        normalise: whether batch normalisation learns its averages (in pre-training alone).
+        normalise: whether batch normalisation goes by the batch, and learns its averages: in
+            pre-training, until `keep_averages` is called.
     """
 
     mean: Tensor
@@ -43,21 +64,24 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, backbone: Any, dimension: int, normalise: bool = False) -> None:
         super().__init__()
-        load = (
-            AutoBackbone.from_pretrained if isinstance(backbone, str) else AutoBackbone.from_config
-        )
+        load = load_backbone if isinstance(backbone, str) else AutoBackbone.from_config
         self.backbone = load(backbone)
         self.project = nn.Linear(self.backbone.channels[-1], dimension)
-        self.dimension, self.normalise = dimension, normalise
+        self.dimension = dimension
+        if not normalise:
+            self.keep_averages()
         for name, values in (("mean", MEAN), ("deviation", DEVIATION)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1) * 255, persistent=False)
 
-    def train(self, mode: bool = True) -> PatchEncoder:
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not self.normalise:
-                module.eval()
-        return self
+    def keep_averages(self) -> None:
+        """Normalise by the stored averages from now on; weights stay the same parameters."""
+        for parent in list(self.backbone.modules()):
+            for name, child in parent.named_children():
+                if type(child) is nn.BatchNorm2d:
+                    kept = StoredNorm(child.num_features, child.eps)
+                    kept.load_state_dict(child.state_dict())
+                    kept.weight, kept.bias = child.weight, child.bias
+                    setattr(parent, name, kept)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Shape: (B, H, W, 3) uint8 -> (B, N, D), the N patches row by row.
