@@ -1466,7 +1466,7 @@ ax.legend()
 record.figure(fig, "layouts", "Hits at 1 on normal pictures and on mosaics.")
 
 # %% [markdown]
-# What we take from it:
+# A row of dashes is registered and has not been run yet. What we take from the others:
 #
 # * *Reading before looking works.* On mosaics the guided tower has the product first about three times as often as the sum that saw the same mosaics; on normal pictures, where there is
 #   nothing to choose, the two are alike. That is the pattern that the paper reports.
@@ -1717,7 +1717,7 @@ assert check("ch05-relations", relation_gap)
 #
 # If products of a mosaic are not kept together, how many listings of a batch share a picture with a given one? Write `neighbours`: the expected number, when `batch` of
 # `listings` are drawn without replacement and every picture has `objects` of them. Then predict: the arm `no_together` sees the same mosaics, and never has to tell their products apart within a
-# batch. What will it lose on mosaics: nearly all of the gain, half of it, or little? Look it up in the table of all arms above.
+# batch. What will it lose on mosaics: nearly all of the gain, half of it, or little? Look it up in the table of all arms above, once that row has been run.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch05-together", "locked": false, "schema_version": 3, "solution": true, "task": false}
