@@ -1304,8 +1304,8 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
     record.metric(f"{name}/teacher within picture@1", float(within.mean()))
 
 # %% [markdown]
-# In the first figure below, the loss of the whole method is a sum of five and has no scale of its own; look at its main part. It starts near the logarithm of the 128
-# items of a batch and falls below that of the sum, because the products of a mosaic, which the sum can hardly tell apart, are among the wrong answers.
+# In the first figure below, the loss of the whole method is a sum of five and has no scale of its own; look at its main part. It starts well below $\ln 128$, that of guessing
+# among the items of a batch, because every tower starts from an eye that sees; it ends below that of the sum, because products of the same mosaic, which the sum can hardly tell apart, are among the wrong answers.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Main loss in training, mean of 10 steps, one live run each. The detector's cut-outs are easy, the sum gets stuck where four products share a picture, and the guided tower, slow at first, passes it.", "name": "fig-05-loss"}, "image": {"alt": "Three falling lines of loss against optimiser step; the detector's is lowest, that of the guided tower crosses that of the sum."}}
 fig, ax = figure(height=3.2)
@@ -1436,7 +1436,7 @@ def grid_values(arm: str, metric: str) -> np.ndarray:
     return np.array([value for value in values if value is not None])
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Hits at 1 on normal pictures and on mosaics, mean over the runs of the grid, whiskers from the lowest run to the highest. The towers are alike on normal pictures and far apart on mosaics; so far, none comes near the pipeline with true boxes.", "name": "fig-05-layouts"}, "image": {"alt": "For each of seven arms a dot for normal pictures and one for mosaics. On mosaics the guided tower is well above the global ones and well below the pipeline with true boxes."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Hits at 1 on normal pictures and on mosaics, mean over the runs of the grid, whiskers from the lowest run to the highest. On normal pictures guided and global towers are close; on mosaics the guided ones are far ahead of the global ones, and far behind the pipeline with true boxes.", "name": "fig-05-layouts"}, "image": {"alt": "For each of seven arms a dot for normal pictures and one for mosaics. On mosaics the guided tower is well above the global ones and well below the pipeline with true boxes."}}
 SHOWN = (
     "detector",
     "tiger_fg",
@@ -1478,7 +1478,7 @@ record.figure(fig, "layouts", "Hits at 1 on normal pictures and on mosaics.")
 # * *It is far from the ceiling.* With true boxes the product is first in most cases, and even a detector with 30 % wrong boxes does better than the guided tower. At this scale not needing a detector saves
 #   operations and costs hits.
 #
-# Text alone finds nothing here (`text`), and a picture alone cannot (`image`); but text alone *follows* as well as any tower, so that the swap test
+# Text alone finds next to nothing (`text`), and a picture alone cannot, as four listings share it; but text alone *follows* as well as any tower, so that the swap test
 # only says that the text is heard. That the tower looks is to be seen in its attention, below.
 #
 # ### A detector that errs, and what it costs
@@ -1519,8 +1519,7 @@ pd.DataFrame(cost).T
 
 # %% [markdown]
 # Counted are multiplications and additions for one listing; on mosaics four listings share a pass over the picture. The detector is taken to cost one such pass, less than any
-# that is in use; that the guided tower needs fewer operations then is arithmetic, not chance. A detector that were cheaper than nine tenths of a pass (on mosaics: a quarter) would turn it
-# round. Neither index sees a text or a box when a query comes: one pass over the crop, one search among vectors.
+# that is in use; that the guided tower needs fewer operations then is arithmetic, not chance. One that costs less than nine tenths of a pass (on mosaics: than a third) turns it round. Neither index sees a text or a box when a query comes: one pass over the crop, one search among vectors.
 #
 # ### Where it looks, before and after
 
