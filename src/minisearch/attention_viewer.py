@@ -87,7 +87,8 @@ def _scene(number: int, picture: np.ndarray, views: Sequence[LookView]) -> str:
         across = 100 * (view.box.right - view.box.left) / width
         down = 100 * (view.box.bottom - view.box.top) / height
         layers.append(
-            f'<div data-text="{place}"{hidden}><img alt="" src="{_heat(view, number)}"><span '
+            f'<div data-text="{place}"{hidden}><img alt="where the tower looks for: '
+            f'{html.escape(view.text) or "no text"}" src="{_heat(view, number)}"><span '
             f'style="left:{left:.1f}%;top:{top:.1f}%;width:{across:.1f}%;height:{down:.1f}%">'
             "</span></div>"
         )
