@@ -1307,7 +1307,7 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
 # In the first figure below, the loss of the whole method is a sum of five and has no scale of its own; look at its main part. It starts well below $\ln 128$, that of guessing
 # among the items of a batch, because every tower starts from an eye that sees; it ends below that of the sum, because products of the same mosaic, which the sum can hardly tell apart, are among the wrong answers.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Main loss in training, mean of 10 steps, one live run each. The detector's cut-outs are easy, the sum gets stuck where four products share a picture, and the guided tower, slow at first, passes it.", "name": "fig-05-loss"}, "image": {"alt": "Three falling lines of loss against optimiser step; the detector's is lowest, that of the guided tower crosses that of the sum."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Main loss in training, mean of 10 steps, one live run each. The detector's cut-outs are easy, the sum falls slowly, because four products share a picture, and the guided tower leaves it behind once it has begun to tell them apart.", "name": "fig-05-loss"}, "image": {"alt": "Three falling lines of loss against optimiser step; the detector's is lowest, and that of the guided tower falls below that of the sum early on."}}
 fig, ax = figure(height=3.2)
 for number, (name, model) in enumerate(MODELS.items()):
     at, loss = model.history.column("q2i")
