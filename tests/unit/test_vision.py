@@ -162,7 +162,8 @@ def features(encoder):
 def test_a_checkpoint_has_the_features_that_were_saved(tmp_path, monkeypatch):
     """The hub, which transformers asks even about a folder, is taken to know it."""
     hub = SimpleNamespace(repo_exists=lambda _: True)
-    monkeypatch.setattr("transformers.models.auto.auto_factory.hf_api", lambda: hub)
+    asked = "transformers.models.auto.auto_factory.hf_api"
+    monkeypatch.setattr(asked, lambda: hub, raising=False)
     encoder, found = saved(tmp_path), PatchEncoder(str(tmp_path), 8).eval()
     assert torch.equal(features(found), features(encoder))
     fresh = PatchEncoder(toy_resnet_config(), 8).eval()
