@@ -294,6 +294,9 @@ def open_sets(world_seed: int, data: str) -> dict[str, PictureSet]:
             "train": read_pictures(Path(data), "train"),
             "mosaic": read_pictures(Path(data), "test"),
         }
+    if not settings.glyphs:
+        remedy = "say -p data DIR, or choose smoke or toy."
+        raise InputError("data", "nothing", f"a folder, in profile {profile}", remedy)
     dials = IconDials(
         glyphs=settings.glyphs, new_glyphs=settings.new_glyphs,
         queries=settings.queries, size=settings.size, crop_size=settings.crop_size,
@@ -919,23 +922,33 @@ def losses_of(model: TwoTowers, step: Step) -> dict[str, Tensor]:
 
 # %%
 def batches_of(plan: Plan, shelf: Shelf, seed: int) -> Batches:
-    """Rows of four listings: of one mosaic each if there are such and the plan wants them."""
+    """Rows of four listings: of one mosaic each, as far as mosaics of four or more go."""
     size = torch.bincount(shelf.picture)[shelf.picture]  # listings in the same picture
     random = np.random.default_rng(derive_seed(seed, "groups"))
     rows = np.arange(len(shelf))
     alone = random.permutation(rows[(size == 1).numpy()])
     alone = torch.from_numpy(alone[: len(alone) // 4 * 4]).view(-1, 4)
-    mosaic = torch.from_numpy(rows[(size == 4).numpy()])
-    mosaic = mosaic[shelf.picture[mosaic].argsort(stable=True)].view(-1, 4)
+    mosaic = shelf.picture.argsort(stable=True)
+    mosaic = mosaic[size[mosaic] > 1]
+    picture = shelf.picture[mosaic]
+    place = torch.arange(len(mosaic)) - torch.searchsorted(picture, picture)
+    over = (
+        place >= size[mosaic] // 4 * 4
+    )  # of a picture's listings, those beyond its fours
+    mosaic = torch.cat([mosaic[~over], mosaic[over]])[: len(mosaic) // 4 * 4]
     if not plan.together:
-        mosaic = mosaic.flatten()[torch.from_numpy(random.permutation(mosaic.numel()))]
-        mosaic = mosaic.view(-1, 4)
+        mosaic = mosaic[torch.from_numpy(random.permutation(len(mosaic)))]
+    mosaic = mosaic.view(-1, 4)
     first = mosaic if plan.mosaics and len(mosaic) else alone
     second = alone if len(alone) else mosaic
+    if not len(first):
+        found = f"{len(shelf)} listings"
+        raise InputError("data", found, "four or more", "give a larger folder.")
     count = min(settings.groups, len(first))
     return Batches({"first": first}, count, seed, pools={"second": second})
 
 
+# %%
 def trained(name: str) -> TwoTowers:
     """An arm after its training."""
     plan = PLANS[name]
@@ -1209,7 +1222,7 @@ def rewritten(shelf: Shelf, many: Shelf) -> Tensor:
 
 
 def shuffled(shelf: Shelf) -> Tensor:
-    """The texts of a shelf, each at another listing. Shape: -> (N, L)."""
+    """The texts of a shelf in random order; about one stays where it was. Shape: -> (N, L)."""
     random = np.random.default_rng(derive_seed(world_seed, "shuffle"))
     return shelf.texts[torch.from_numpy(random.permutation(len(shelf)))]
 

@@ -683,6 +683,32 @@ def test_without_the_rule_the_same_listings_come_one_by_one(page):
     assert (pictures[:, 1:] == pictures[:, :1]).float().mean() < 0.2
 
 
+@pytest.mark.parametrize("shared", [[2, 2, 2, 2], [3, 3, 2], [3, 4, 5], [2, 2, 1, 1, 1, 1]])
+def test_pictures_of_any_number_of_listings_are_learnt_from(page, shared):
+    picture = torch.arange(len(shared)).repeat_interleave(torch.tensor(shared))
+    shelf = replace(page.train, picture=picture)
+    batches = page.batches_of(page.PLANS["tiger_fg"], shelf, 0)
+    rows = {*batches.tensors["first"].flatten().tolist()}
+    rows |= {*batches.pools["second"].flatten().tolist()}
+    assert rows == set(range(len(picture)))
+    groups = picture[batches.tensors["first"]]
+    whole = (groups == groups[:, :1]).all(1).sum()
+    assert whole == sum(count // 4 for count in shared if count > 1)
+
+
+def test_too_few_listings_for_a_group_are_named(page):
+    shelf = replace(page.train, picture=torch.tensor([0, 0, 1]))
+    with pytest.raises(InputError, match="four or more"):
+        page.batches_of(page.PLANS["tiger_fg"], shelf, 0)
+
+
+def test_a_profile_without_icons_asks_for_a_folder(page, monkeypatch):
+    small = replace(page.settings, glyphs=0)
+    monkeypatch.setattr(page, "settings", small)
+    with pytest.raises(InputError, match="a folder"):
+        page.open_sets(0, "")
+
+
 @pytest.mark.parametrize("name", ["no_mosaics", "sum_no_mosaics"])
 def test_an_arm_without_mosaics_never_sees_one(page, name):
     for batch in page.batches_of(page.PLANS[name], page.train, 0):
