@@ -23,7 +23,9 @@
 # into making it a good one.
 
 # %% tags=["page-only", "hide-input"]
-from IPython.display import HTML, Markdown, display
+import inspect
+
+from IPython.display import HTML, Code, Markdown, display
 
 from minisearch.showing import card_box
 
@@ -32,15 +34,13 @@ Markdown(card_box("07_search_agent"))
 # %% tags=["hide-input"]
 import zlib
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 # %% tags=["hide-input"]
-from minisearch.agents.grpo import GRPO, GRPOConfig
+from minisearch.agents.grpo import GRPO
 from minisearch.agents.objective import clipped_loss, group_advantages, k3
 from minisearch.agents.protocol import Piece, protocol_of
 from minisearch.agents.rewards import (
@@ -55,16 +55,21 @@ from minisearch.agents.rewards import (
 )
 from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.scoring import log_prob_of, logits_before
+from minisearch.agents.study import (
+    ONE_HOP,
+    AgentSettings,
+    Task,
+    answers,
+    groups_of,
+    invented_task,
+    judged,
+    open_world,
+    real_task,
+    record_answers,
+    record_training,
+    train,
+)
 from minisearch.agents.trajectory import Trajectory, collate
-from minisearch.data.factbook import factbook_corpus, factbook_questions
-from minisearch.data.qa import Document, Question, read_corpus, read_questions
-from minisearch.lit import Batches, Optimisation, fit
-from minisearch.models.lm import LanguageModel, load_lm
-from minisearch.profiles import Settings, derive_seed, dial, quiet, use_threads
-from minisearch.recorder import Recorder
-from minisearch.retriever import BM25Retriever, Hit, RemoteRetriever, Retriever
-from minisearch.worlds.wiki import Wiki, WikiConfig
-from minisearch.worlds.wiki_relations import BY_NOUN
 
 # %% [markdown]
 # ## One question
@@ -74,21 +79,19 @@ from minisearch.worlds.wiki_relations import BY_NOUN
 # on earth has. Two thirds of the passages avoid the word that the question uses. Here is what the
 # model writes before any reinforcement learning. It learnt from demonstrations that err: all of
 # them have the form of an attempt, few have a good query.
-
-
-# %%
-def world_of(kind: str, world_seed: int) -> tuple[Wiki, BM25Retriever]:
-    """An encyclopedia and its search engine."""
-    world = Wiki(WikiConfig(kind=kind), world_seed)
-    return world, BM25Retriever(world.corpus)
-
-
 # %% tags=["page-only", "hide-input"]
 from minisearch.agents.viewer import group_html
+from minisearch.data.qa import Document, Question
+from minisearch.lit import Batches
+from minisearch.models.lm import LanguageModel, load_lm
+from minisearch.profiles import dial, quiet, use_threads
+from minisearch.recorder import Recorder
+from minisearch.retriever import Hit
+from minisearch.worlds.wiki_relations import BY_NOUN
 
 start = load_lm("toy-0")
 protocol = protocol_of(start.tokenizer)
-example, library = world_of("blank", 100)
+example, library = open_world("blank", 100)
 for asked in example.questions(12, hops=(3,), seed=1):
     prompt = protocol.prompt(start.tokenizer, asked["question"])
     shown = rollout(start, library, protocol, [prompt] * 8, RolloutConfig(), seed=3)
@@ -182,7 +185,7 @@ quiet()
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentSettings(Settings):
+class SearchSettings(AgentSettings):
     """Everything that differs between a laptop and the paper, side by side."""
 
     model: str = dial(
@@ -213,19 +216,12 @@ class AgentSettings(Settings):
 
 
 # %%
-settings = AgentSettings.of(
+settings = SearchSettings.of(
     profile, **{n: v for n, v in {"steps": steps, "passages": passages}.items() if v}
 )
 use_threads(settings.threads)
 record = Recorder.from_environment()
-ATTEMPTS = RolloutConfig(
-    searches=settings.searches,
-    topk=settings.passages,
-    turn_tokens=settings.turn_tokens,
-    block_tokens=settings.block_tokens,
-    tokens=settings.row_tokens,
-)
-GREEDY = replace(ATTEMPTS, temperature=0.0)
+ATTEMPTS, GREEDY = settings.attempts(), settings.attempts(temperature=0.0)
 
 
 # %% [markdown]
@@ -237,74 +233,11 @@ GREEDY = replace(ATTEMPTS, temperature=0.0)
 
 
 # %%
-@dataclass(frozen=True)
-class Task:
-    """What is trained on and what is asked in the end, each with its search engine."""
-
-    training: list[Question]
-    library: Retriever
-    passages: list[Document]  # of that library, where they fit in memory
-    test: list[Question]
-    test_library: Retriever
-    test_passages: list[Document]
-
-
-def toy_task(kind: str, seed: int) -> Task:
-    """Two encyclopedias of one kind; the test questions do not depend on the seed."""
-    home, library = world_of(kind, 200 + world_seed)
-    away, test_library = world_of(kind, world_seed)
-    count = settings.steps * settings.questions_a_step
-    training = home.questions(count, hops=(2, 3), seed=seed)
-    test = away.questions(settings.one_hop, hops=(1,))
-    test += away.questions(settings.multi_hop, hops=(2, 3))
-    return Task(training, library, home.corpus, test, test_library, away.corpus)
-
-
-# %%
-def questions_in(folder: Path, *names: str) -> list[Question]:
-    """All questions of the files of these names, the name of their folder as `set`."""
-    found = []
-    for path in sorted(path for name in names for path in folder.rglob(name)):
-        for question in read_questions(path):
-            question["metadata"]["set"] = path.parent.name
-            question["id"] = f"{path.parent.name}/{question['id']}"
-            found.append(question)
-    return found
-
-
-def real_task(seed: int) -> Task:
-    """Questions and passages in files or, without a folder, those of the World Factbook."""
-    if data:
-        training = questions_in(Path(data), "train.jsonl")
-        test = questions_in(Path(data), "test.jsonl", "dev.jsonl")
-        passages = [] if service else list(read_corpus(Path(data) / "corpus.jsonl"))
-    else:
-        passages, every = factbook_corpus(), factbook_questions()
-        parts = {
-            p: [q for q in every if q["metadata"]["split"] == p]
-            for p in ("train", "test")
-        }
-        training = [q for q in parts["train"] if len(q["metadata"]["hops"]) > 1]
-        one, more = (
-            [q for q in parts["test"] if (len(q["metadata"]["hops"]) > 1) == m]
-            for m in (False, True)
-        )
-        test = one[: settings.one_hop] + more[: settings.multi_hop]
-    library = RemoteRetriever(service) if service else BM25Retriever(passages)
-    order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(training))
-    count = settings.steps * settings.questions_a_step
-    drawn = [training[n] for n in np.resize(order, count)]
-    return Task(drawn, library, passages, test, library, passages)
-
-
-# %%
 def open_task(kind: str, seed: int) -> Task:
     """The task of the profile."""
-    return (
-        toy_task(kind, seed)
-        if settings.model == "toy" and not data
-        else real_task(seed)
-    )
+    if settings.model == "toy" and not data:
+        return invented_task(settings, kind, world_seed, seed)
+    return real_task(settings, data, service, seed)
 
 
 # %% tags=["page-only"]
@@ -519,37 +452,11 @@ def plain_loop(
 # on its share of every group, passes of a bounded size, attempts without advantage left out of
 # them, a reference model, several processes, resumption, and a stop with the step saved when a
 # number stops being one. Two functions can be passed in, which is how the next chapters add what is
-# theirs: one that returns more advantage for single tokens, one that returns a further loss.
+# theirs: one that returns more advantage for single tokens, one that returns a further loss. The
+# call is the same in all of them:
 
-
-# %%
-def train(
-    lm: LanguageModel, task: Task, settings: AgentSettings, seed: int, **options
-) -> GRPO:
-    """Train in place with GRPO; the module, whose `history` has a row a step."""
-    config = GRPOConfig(
-        group=settings.group,
-        minibatches=settings.minibatches,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        kl=settings.kl,
-        mask_observations=options.pop("mask_observations", True),
-    )
-    measures = {"em": exact_match_reward, "format": format_reward}
-    reference = deepcopy(lm.model) if settings.kl else None
-    module = GRPO(
-        lm, task.library, task.training, config, ATTEMPTS,
-        measures=measures, reference=reference, seed=seed, **options,
-    )  # fmt: skip
-    batches = Batches(
-        {"question": torch.arange(len(task.training))}, settings.questions_a_step, seed
-    )
-    warmup = round(settings.warmup * settings.steps * settings.minibatches)
-    schedule = Optimisation(
-        settings.learning_rate, warmup_steps=warmup, schedule="constant", clip=None
-    )
-    fit(module, batches, settings, schedule)
-    return module
+# %% tags=["page-only", "hide-input"]
+Code(inspect.getsource(train), language="python")
 
 
 # %% tags=["page-only"]
@@ -642,25 +549,29 @@ def coin_reward(attempt: Trajectory, question: Question) -> float:
 
 
 # %%
-def answers(
+def read_first(lm: LanguageModel, task: Task) -> list[str]:
+    """The prompt of each test question, with what the question's own words find."""
+    protocol, prompts = protocol_of(lm.tokenizer), []
+    for question, hits in zip(
+        task.test, whole_question(task, settings.passages), strict=True
+    ):
+        query = Piece("search", question["question"])
+        passages = [hit["document"] for hit in hits]
+        block = Piece("information", protocol.render(passages))
+        prompt = protocol.prompt(lm.tokenizer, question["question"])
+        prompts.append(f"{prompt} {query} {block}")
+    return prompts
+
+
+def answers_of(
     lm: LanguageModel, task: Task, way: str, config: RolloutConfig
 ) -> list[Trajectory]:
     """One attempt at every test question. `way`: direct, rag, or anything else to search."""
-    protocol = protocol_of(lm.tokenizer)
-    prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in task.test]
     if way == "direct":
-        config = replace(config, answer_at_once=True)
+        return answers(lm, task, replace(config, answer_at_once=True))
     if way == "rag":
-        config = replace(config, searches=0)
-        for n, hits in enumerate(whole_question(task, settings.passages)):
-            query = Piece("search", task.test[n]["question"])
-            block = Piece(
-                "information", protocol.render([hit["document"] for hit in hits])
-            )
-            prompts[n] += f" {query} {block}"
-    return rollout(
-        lm, task.test_library, protocol, prompts, config, derive_seed(0, "test")
-    )
+        return answers(lm, task, replace(config, searches=0), read_first(lm, task))
+    return answers(lm, task, config)
 
 
 # %% [markdown]
@@ -670,46 +581,13 @@ def answers(
 
 
 # %%
-def groups_of(task: Task) -> np.ndarray:
-    """What each test question is counted with: its number of hops, or its data set. Shape: (Q,)."""
-    facts = [question["metadata"] for question in task.test]
-    return np.array([f.get("set") or f"hops: {len(f['hops'])}" for f in facts])
-
-
-ONE_HOP = ("hops: 1", "nq", "triviaqa", "popqa")
-
-
-def measure(name: str, columns: dict[str, np.ndarray], task: Task) -> None:
-    """Record means over questions of several hops, each by group, and the rows behind them."""
-    groups = groups_of(task)
-    several = ~np.isin(groups, ONE_HOP)
-    for metric, values in columns.items():
-        record.metric(f"{name}/{metric}", float(values[several].mean()))
-        for group in np.unique(groups):
-            record.metric(
-                f"{name}/{metric}/{group}", float(values[groups == group].mean())
-            )
-    kept = {metric: values[several].astype(float) for metric, values in columns.items()}
-    rows = {n: v for n, v in kept.items() if n in ("em_greedy", "em_sampled")}
-    record.rows(name, {"query_row": np.flatnonzero(several), **rows})
-
-
 def measure_attempts(name: str, lm: LanguageModel, task: Task, way: str) -> None:
     """Let a policy answer, greedily and sampled, and record how it did."""
-    columns = {}
-    for how, config in {"greedy": GREEDY, "sampled": ATTEMPTS}.items():
-        pairs = list(zip(answers(lm, task, way, config), task.test, strict=True))
-        measures = {
-            "em": exact_match_reward,
-            "format": format_reward,
-            "searches": searches,
-        }
-        if "gold_ids" in task.test[0]["metadata"].get("hops", [{}])[0]:
-            measures["gold"] = gold_recall
-        for metric, of in measures.items():
-            columns[f"{metric}_{how}"] = np.array([of(*pair) for pair in pairs])
-    columns["f1_sampled"] = np.array([f1_reward(*pair) for pair in pairs])
-    measure(name, columns, task)
+    greedy = judged(answers_of(lm, task, way, GREEDY), task)
+    sampled = judged(answers_of(lm, task, way, ATTEMPTS), task)
+    columns = {f"{n}_greedy": values for n, values in greedy.items() if n != "f1"}
+    columns |= {f"{n}_sampled": values for n, values in sampled.items()}
+    record_answers(record, name, columns, task)
 
 
 # %%
@@ -744,7 +622,7 @@ def run_arm(name: str) -> None:
     if method in TRAINED:
         swept = SWEPT.get(method, {}) if profile in ("smoke", "toy") else {}
         module = train(lm, task, replace(settings, **swept), seed, **TRAINED[method])
-        record_training(name, module)
+        record_training(record, name, module)
         MODULES[name] = module
     measure_attempts(name, lm, task, method)
 
@@ -758,31 +636,12 @@ def record_perfect_reader(name: str, task: Task) -> None:
     right = np.array(
         [cover_exact_match(t, q["golden_answers"]) for t, q in pairs], float
     )
-    measure(name, {"em_greedy": right, "em_sampled": right}, task)
+    record_answers(record, name, {"em_greedy": right, "em_sampled": right}, task)
     if settings.model == "toy":
         several = ~np.isin(groups_of(task), ONE_HOP)
         record.metric(
             f"{name}/chained_searches", float(chained_searches(task)[several].mean())
         )
-
-
-def record_training(name: str, module: GRPO, points: int = 10) -> None:
-    """The learning curve: exact match while training, in parts; its mean; the first dead groups."""
-    rollouts, em = module.history.column("rollouts")[1], module.history.column("em")[1]
-    record.metric(f"{name}/em_training", float(em.mean()))
-    for part in np.array_split(np.arange(len(em)), min(points, len(em))):
-        record.metric(
-            f"{name}/em_training/rollouts: {rollouts[part[-1]]:.0f}",
-            float(em[part].mean()),
-        )
-    dead = module.history.column("dead groups")[1]
-    record.metric(f"{name}/dead_groups", float(dead.mean()))
-    record.metric(
-        f"{name}/live_at_start", float(1 - dead[: max(1, len(dead) // 8)].mean())
-    )
-    for part in ("generate", "retrieve", "score", "update"):
-        spent = module.history.column(f"seconds {part}")[1].sum()
-        record.metric(f"seconds/{name}/{part}", float(spent))
 
 
 # %% tags=["train"]
@@ -939,7 +798,7 @@ def query_habits(lm: LanguageModel, task: Task, count: int = 200) -> dict[str, f
     some = replace(
         task, test=[q for q in task.test if len(q["metadata"]["hops"]) > 1][:count]
     )
-    attempts = answers(lm, some, "cold", ATTEMPTS)
+    attempts = answers(lm, some, ATTEMPTS)
     words = [len(query.split()) - 2 for a in attempts for query in a.queries]
     pairs = list(zip(attempts, some.test, strict=True))
     repeated = [len(a.queries) - len(set(a.queries)) for a in attempts]
@@ -971,7 +830,7 @@ if "grpo_em" in MODULES and settings.model == "toy":
 # %% tags=["page-only", "hide-input"]
 def out_of_form(lm: LanguageModel, task: Task) -> tuple[float, float]:
     """Of greedy attempts: the share out of form; of these, that of tags opened for them."""
-    attempts = answers(lm, task, "cold", GREEDY)
+    attempts = answers(lm, task, GREEDY)
     pairs = zip(attempts, task.test, strict=True)
     bad = [attempt for attempt, q in pairs if not format_reward(attempt, q)]
     opened = [
@@ -1458,7 +1317,7 @@ assert check("ch07-silent", given_answer)
 # ```python
 # def other_groups(questions, group):
 #     wide = replace(settings, questions_a_step=questions, group=group)
-#     home, _ = world_of("blank", 200 + world_seed)
+#     home, _ = open_world("blank", 200 + world_seed)
 #     training = home.questions(wide.steps * questions, hops=(2, 3), seed=seed)
 #     history = train(starting_model(), replace(task, training=training), wide, seed).history
 #     return history.column("em")[1][-5:].mean(), history.column("dead groups")[1][:4].mean()
@@ -1681,7 +1540,7 @@ def qwen_3b() -> Qwen2ForCausalLM:
 
 
 # %% tags=["page-only", "hide-input"]
-full = AgentSettings.of("full")
+full = SearchSettings.of("full")
 size = describe(qwen_3b, precision="bf16-mixed")
 state = size["weight_bytes"] + size["gradient_bytes"] + size["optimiser_bytes"]
 rows_a_step = full.questions_a_step * full.group
@@ -1734,7 +1593,7 @@ print(
 # speaks the format of Search-R1's own server, and either can stand in for the other.
 
 # %% tags=["page-only", "hide-input"]
-table = pd.DataFrame(AgentSettings.table()).set_index("setting")
+table = pd.DataFrame(SearchSettings.table()).set_index("setting")
 table
 
 # %% [markdown]

@@ -28,7 +28,7 @@ def chapter():
 @pytest.fixture
 def page(chapter, monkeypatch, tmp_path):
     """The chapter as it stands after its parameters, at smoke."""
-    settings = chapter.AgentSettings.of("smoke")
+    settings = chapter.SearchSettings.of("smoke")
     attempts = RolloutConfig(searches=settings.searches, turn_tokens=settings.turn_tokens)
     names = {
         "profile": "smoke", "seed": 7, "world_seed": 0, "init_seed": 0, "data": "", "service": "",
@@ -85,7 +85,7 @@ def test_files_in_flashrags_format_are_read_by_set(page, monkeypatch, tmp_path):
     assert sorted(page.groups_of(task)) == ["musique", "nq"]
     assert task.library.batch_search(["who"], 1)[0][0]["document"]["id"] == "0"
     scores = {"em_greedy": np.array([float(q["question"] == "whose ?") for q in task.test])}
-    page.measure("cold", scores, task)
+    page.record_answers(page.record, "cold", scores, task)
     assert page.record.metrics["cold/em_greedy"] == 1  # NQ takes one hop and is not in the mean
     assert page.record.metrics["cold/em_greedy/nq"] == 0
 
@@ -124,7 +124,7 @@ def test_the_plain_loop_and_the_module_give_the_same_weights(page):
 
 def test_one_retrieval_is_read_before_the_answer_and_nothing_more_is_searched(page):
     task, lm = page.open_task("blank", 1), load_lm("toy-0")
-    attempts = page.answers(lm, task, "rag", page.GREEDY)
+    attempts = page.answers_of(lm, task, "rag", page.GREEDY)
     for attempt, question, hits in zip(
         attempts, task.test, page.whole_question(task, page.settings.passages), strict=True
     ):
@@ -137,7 +137,7 @@ def test_one_retrieval_is_read_before_the_answer_and_nothing_more_is_searched(pa
 
 def test_a_direct_answer_reads_nothing(page):
     task, lm = page.open_task("blank", 1), load_lm("toy-0")
-    for attempt in page.answers(lm, task, "direct", page.GREEDY):
+    for attempt in page.answers_of(lm, task, "direct", page.GREEDY):
         assert {s.kind for s in attempt.segments[1:]} <= {"answer", "invalid"}
 
 
@@ -224,7 +224,7 @@ def test_f1_is_of_the_attempts_that_its_name_says(page):
     task, lm = page.open_task("blank", 1), load_lm("toy-0")
     page.measure_attempts("rag", lm, task, "rag")
     metrics = page.record.metrics
-    attempts = page.answers(lm, task, "rag", page.ATTEMPTS)
+    attempts = page.answers_of(lm, task, "rag", page.ATTEMPTS)
     several = [n for n, q in enumerate(task.test) if len(q["metadata"]["hops"]) > 1]
     scores = [page.f1_reward(attempts[n], task.test[n]) for n in several]
     assert metrics["rag/f1_sampled"] == pytest.approx(np.mean(scores))
@@ -245,7 +245,9 @@ def test_means_are_over_questions_of_several_hops_and_rows_average_to_them(page,
 
     task = page.open_task("blank", 1)
     hops = np.array([len(q["metadata"]["hops"]) for q in task.test])
-    page.measure("cold", {"em_greedy": (hops == 3).astype(float), "other": hops * 1.0}, task)
+    page.record_answers(
+        page.record, "cold", {"em_greedy": (hops == 3).astype(float), "other": hops * 1.0}, task
+    )
     metrics = page.record.metrics
     assert metrics["cold/em_greedy"] == 0.5
     assert metrics["cold/em_greedy/hops: 1"] == metrics["cold/em_greedy/hops: 2"] == 0
@@ -269,7 +271,7 @@ def test_an_unknown_reward_or_mask_reaches_the_module(page):
 def test_the_sampled_start_is_right_sometimes_and_training_has_live_groups():
     """What the chapter needs of the shipped models before it can teach anything."""
     chapter = chapters.load("07_search_agent")
-    world, library = chapter.world_of("blank", 100)
+    world, library = chapter.open_world("blank", 100)
     questions = world.questions(24, hops=(2, 3))
     for name in ("toy-0", "toy-1"):
         lm = load_lm(name)

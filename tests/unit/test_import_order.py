@@ -28,10 +28,10 @@ ORDER = [
     "models.generative", "models.dense", "models.bart", "models.vision", "beam", "beam_viewer",
     "attention_viewer",
     "agents", "agents.protocol", "agents.trajectory", "agents.rewards", "agents.cache",
-    "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo",
+    "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo", "agents.beliefs",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
     "agents.report", "agents.viewer",
-    "recorder", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
+    "recorder", "agents.study", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
 

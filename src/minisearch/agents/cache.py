@@ -76,6 +76,17 @@ class RowCache(Cache):
         self.active = len(sources)
         self._make_room(sources)
 
+    def branched(self, sources: Tensor, lengths: Tensor) -> RowCache:
+        """A new cache whose rows begin as the first tokens of rows of this one.
+
+        Shape: sources and lengths (B,): row numbers, and how many tokens are taken over.
+        """
+        width = int(lengths.max()) + 1
+        found = RowCache(len(sources), lengths.device)
+        found.lengths, found._width, found._columns = lengths, width, width
+        found._stores = [[part[sources, :width] for part in store] for store in self._stores]
+        return found
+
     def _make_room(self, sources: Tensor | slice) -> None:
         """Copy rows into stores with columns to spare; once there are any, growth is to be rare."""
         self._columns = self._width + (_GROWTH if self._stores else 0)
