@@ -28,6 +28,7 @@ from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.trajectory import Trajectory
 from minisearch.data.factbook import factbook_corpus, factbook_questions
 from minisearch.data.qa import Document, Question, read_corpus, read_questions
+from minisearch.errors import InputError
 from minisearch.lit import Batches, Optimisation, fit
 from minisearch.models.lm import LanguageModel
 from minisearch.profiles import Settings, derive_seed
@@ -102,19 +103,32 @@ def invented_task(
     home, library = open_world(kind, 200 + world_seed)
     away, test_library = open_world(kind, world_seed)
 
-    def several(world: Wiki, count: int, seed: int = 0) -> list[Question]:
+    def several(world: Wiki, count: int, seed: int) -> list[Question]:
         if wanted is None:
             return world.questions(count, hops=(2, 3), seed=seed)
-        found: list[Question] = []
-        for times in (4, 8, 12):
-            found = [q for q in world.questions(times * count, hops=(2, 3), seed=seed) if wanted(q)]
-            if len(found) >= count:
-                break
-        return found[:count]
+        return chosen(world, count, seed, wanted)
 
     training = several(home, settings.steps * settings.questions_a_step, seed)
-    test = away.questions(settings.one_hop, hops=(1,)) + several(away, settings.multi_hop)
+    test = away.questions(settings.one_hop, hops=(1,)) + several(away, settings.multi_hop, 0)
     return Task(training, library, home.corpus, test, test_library, away.corpus)
+
+
+def chosen(
+    world: Wiki, count: int, seed: int, wanted: Callable[[Question], bool]
+) -> list[Question]:
+    """Different questions of two and three hops for which `wanted` holds.
+
+    Raises:
+        InputError: where the world has too few of them.
+    """
+    found: dict[str, Question] = {}
+    for part in range(20):
+        for question in world.questions(400, hops=(2, 3), seed=derive_seed(seed, part)):
+            if wanted(question):
+                found.setdefault(question["question"], question)
+        if len(found) >= count:
+            return list(found.values())[:count]
+    raise InputError("questions", f"{len(found)} wanted ones", str(count), "ask for fewer.")
 
 
 def questions_in(folder: Path, *names: str) -> list[Question]:
