@@ -1035,32 +1035,10 @@ from minisearch.cards import load_cells
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
-
-def training_curves(arm: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Attempts so far, and one array of curves a world. Shape: (T,), W of (S_w, T)."""
-    prefix, worlds = f"{arm}/em_training/rollouts: ", {}
-    for logged in load_cells("07_search_agent"):
-        found = {
-            int(n.removeprefix(prefix)): v
-            for n, v in logged.metrics.items()
-            if n.startswith(prefix)
-        }
-        if found and not logged.cell.overrides:
-            places = sorted(found)
-            worlds.setdefault(logged.cell.world_seed, []).append(
-                [found[p] for p in places]
-            )
-    return (
-        (np.array(places), [np.array(w) for w in worlds.values()])
-        if worlds
-        else (np.array([]), [])
-    )
-
-
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid (30 with exact match, 6 with F1, 18 without the mask, 6 with the coin): interquartile mean with 95 % limits. With the loss taken over passages too, the same attempts teach less. A coin as reward teaches nothing.", "name": "fig-07-curves"}, "image": {"alt": "Share of right attempts against attempts made. The curves of exact match and F1 as reward rise together, that without the mask rises more slowly, that of the coin stays at the start and ends a little below it."}}
 fig, ax = figure(height=3.8)
 for n, arm in enumerate(("grpo_em", "grpo_f1", "no_mask", "grpo_coin")):
-    places, curves = training_curves(arm)
+    places, curves = pages.training_curves("07_search_agent", arm)
     if curves:
         curve_with_band(
             ax,

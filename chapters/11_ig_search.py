@@ -42,10 +42,18 @@ from torch import Tensor
 # %% tags=["hide-input"]
 from minisearch.agents.beliefs import Branch, branch_log_probs
 from minisearch.agents.grpo import GRPO, Step
-from minisearch.agents.objective import dead_groups, group_advantages
+from minisearch.agents.objective import group_advantages
 from minisearch.agents.protocol import protocol_of
-from minisearch.agents.rewards import exact_match_reward, normalise_answer
-from minisearch.agents.rollout import rollout
+
+# %% [markdown]
+# ## One attempt, query by query
+#
+# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, the first
+# attempts at one question that no attempt answered. To each query belongs the gain that this chapter is about: a positive one
+# says that after these passages the right answer is likelier than after those of other searches.
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.rewards import exact_match_reward, gold_recall, normalise_answer
+from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.study import (
     AgentSettings,
     Task,
@@ -60,20 +68,49 @@ from minisearch.agents.study import (
     train,
 )
 from minisearch.agents.trajectory import Trajectory, collate
+from minisearch.agents.viewer import group_html
 from minisearch.data.qa import Question
+from minisearch.errors import InputError
 from minisearch.metrics import auc_by_group
 from minisearch.models.lm import LanguageModel, load_lm
 from minisearch.profiles import derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
 from minisearch.storage import cached
 
-# %% [markdown]
-# ## One attempt, query by query
-#
-# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, the first
-# attempts at one question that no attempt answered. To each query belongs the gain that this chapter is about: a positive one
-# says that after these passages the right answer is likelier than after those of other searches.
+start = load_lm("toy-0")
+example, example_library = open_world("blank", 100)
+shown_asked = [q for q in example.questions(24, hops=(2, 3), seed=1) for _ in range(8)]
+shown = rollout(
+    start, example_library, protocol_of(start.tokenizer),
+    [protocol_of(start.tokenizer).prompt(start.tokenizer, q["question"]) for q in shown_asked],
+    RolloutConfig(), seed=5,
+)  # fmt: skip
+shown_rewards = [
+    exact_match_reward(*pair) for pair in zip(shown, shown_asked, strict=True)
+]
+recalls = np.array(
+    [gold_recall(*pair) for pair in zip(shown, shown_asked, strict=True)]
+)
+dead = [
+    n for n in range(0, len(shown), 8)
+    if not any(shown_rewards[n : n + 8]) and np.ptp(recalls[n : n + 8]) >= 0.5
+]  # fmt: skip
+failed = dead[0]  # of a group that never answered, and in parts knew better
+part = slice(failed, failed + 8)
+order = np.argsort(-recalls[part], kind="stable") + failed
+HTML(
+    group_html(
+        start,
+        shown_asked[failed],
+        [shown[n] for n in order],
+        [shown_rewards[n] for n in order],
+        example.corpus,
+    )
+)
 
+# %% [markdown]
+# Eight attempts, no right answer (open them by their triangles; a star marks a passage that a step of the question needs).
+# Some of the queries found what the first step asked for, others found nothing of use. To GRPO all of that is one and the same: eight zeros.
 
 # %% [markdown]
 # ## What the paper claims
@@ -194,7 +231,7 @@ class Search:
     block: list[int]  # the passages
     thought: list[int]  # what the model wrote about them
     shown: str  # the passages as text, without case and punctuation
-    says: str  # the verdict of the thought: found, missing, or nothing
+    opinion: str  # the thought, in the same way
 
 
 def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Search]:
@@ -206,11 +243,8 @@ def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Searc
             if segment.kind == "documents":
                 after = attempt.segments[place + 1 : place + 2]
                 thought = after[0].ids if after and after[0].kind == "think" else []
-                verdict = re.search(r"\b(found|missing)\b", lm.decode(thought))
-                says = verdict.group() if verdict else ""
-                shown = normalise_answer(lm.decode(segment.ids))
-                ids = segment.ids
-                found.append(Search(row, number, start, ids, thought, shown, says))
+                texts = [normalise_answer(lm.decode(p)) for p in (segment.ids, thought)]
+                found.append(Search(row, number, start, segment.ids, thought, *texts))
                 number += 1
             start += len(segment.ids)
     return found
@@ -227,6 +261,28 @@ def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Searc
 # attempt was read once already; a belief after other passages is a *branch* that leaves it where its passages begin.
 # `branch_log_probs` reads every attempt once and lets all of its branches use the same keys and values.
 
+# %% tags=["page-only"]
+import time
+
+searches = searches_of(start, shown)
+golds = [shown_asked[s.row]["golden_answers"][0] for s in searches]
+cuts = [s.start + len(s.block) for s in searches]
+began = time.process_time()
+plain = start.answer_log_prob(
+    [shown[s.row].ids[:cut] for s, cut in zip(searches, cuts, strict=True)], golds
+)
+middle = time.process_time()
+ends = [start.encode(f" {name}") for name in golds]
+branches = [
+    Branch(s.row, cut, start.encode(" <answer>") + end, len(end))
+    for s, cut, end in zip(searches, cuts, ends, strict=True)
+]
+shared = branch_log_probs(start, [a.ids for a in shown], branches)
+gap = (plain - shared).abs().max().item()
+record.check("beliefs of branches are those of whole texts", gap < 1e-4, f"{gap:.0e}")
+print(f"{len(searches)} beliefs, largest difference below 0.0001")
+print(f"each text by itself: {middle - began:.1f} s of one processor")
+print(f"as branches:         {time.process_time() - middle:.1f} s")
 
 # %% [markdown]
 # ## Step 3: compared with what?
@@ -237,9 +293,11 @@ def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Searc
 #
 # $$\mathrm{IG}_t = L(a^* \mid C_t) - \frac1N \sum_{j=1}^{N} L(a^* \mid C_t^{(j)}), \qquad N = 3.$$ (eq-11-gain)
 #
-# In $C_t^{(j)}$ everything before the passages stays. As one of the notes has it, the unit that is exchanged is the passages *and* the block
-# that the model wrote about them, its *refinement*; here, the thought after the passages. We draw from different questions, as far as there are so many, and only
+# In $C_t^{(j)}$ everything before the passages stays. We draw from different questions, as far as there are so many, and only
 # blocks without the answer: in a small world one would otherwise be there by accident.
+#
+# One of the notes says that the unit that is exchanged is the passages *and* the block that the model wrote about them, its refinement. Our model writes no such block, only a
+# thought, which is in part about the passages and in part a plan. We exchange the passages alone, and have an arm that exchanges the thought with them, `with_thought`; step 6 shows what speaks for that.
 
 
 # %%
@@ -264,11 +322,13 @@ def strangers(
         banned = [normalise_answer(name) for name in names[number]]
         groups: dict[str, list[int]] = {}
         for n in np.flatnonzero(question != own).tolist():
-            if not any(f" {name} " in f" {searches[n].shown} " for name in banned):
+            text = f" {searches[n].shown}  {searches[n].opinion} "
+            if not any(f" {name} " in text for name in banned):
                 groups.setdefault(question[n], []).append(n)
         pools = list(groups.values())
+        every = [n for pool in pools for n in pool]
         pools = [pools[n] for n in random.permutation(len(pools))[:draws]]
-        pools += [sum(groups.values(), [])] * (draws - len(pools) if groups else 0)
+        pools += [every] * (draws - len(pools) if every else 0)
         found.append([pool[random.integers(len(pool))] for pool in pools])
     return found
 
@@ -279,7 +339,7 @@ class Gain:
     """How a gain is measured; the defaults are the paper's."""
 
     opening: str = "<answer>"  # what stands between the passages and the name
-    thought: bool = True  # the thought about the passages is exchanged with them
+    thought: bool = False  # the thought about the passages is exchanged with them
     empty: bool = False  # compare with nothing at all, in place of other blocks
     mean: bool = True  # over the tokens of the name
 
@@ -371,7 +431,8 @@ for before, after in zip(raw.tolist(), tame.tolist(), strict=True):
 #
 # The division keeps a longer query from earning more. Where all attempts fail, $A_i = 0$ and the second term is all
 # there is. Below is the whole of it, with switches for what we compare it with: other values than the gain of the answer, other tokens, no
-# stabilisers, and a *shuffle* that hands each query the value of a random one. A policy that learns as well from shuffled values never used the information.
+# stabilisers, and *controls* that hand out the same amounts without the information. With `constant` each query gets the mean of its step. With `within`
+# the values change places among the searches of the same question and the same number, so that a hard question stays a hard question. With `all` they change places freely.
 
 
 # %%
@@ -379,11 +440,13 @@ for before, after in zip(raw.tolist(), tame.tolist(), strict=True):
 class Bonus:
     """What a search is rewarded for, and which tokens get it; the defaults are the paper's."""
 
-    of: str = "answer"  # or "siblings", "steps": other names; "thought": no name
+    of: str = (
+        "answer"  # or "siblings", "steps": other names; "thought", "contains", "good"
+    )
     gain: Gain = Gain()
     stabilise: bool = True
     centre: bool = False  # the mean over the step's searches is subtracted
-    shuffle: bool = False  # each search gets the value of a random one
+    control: str = ""  # "constant", "within" or "all": the same amounts, no information
     tokens: str = "query"  # or "turn": everything that was written for the search
     share: bool = True  # divided by the number of these tokens
 
@@ -408,32 +471,35 @@ def turns_of(step: Step) -> Tensor:
 
 
 # %%
-def found_names(attempt: Trajectory) -> list[str]:
+def found_names(lm: LanguageModel, attempt: Trajectory) -> list[str]:
     """Different names that an attempt's thoughts say it found."""
-    names = re.findall(r"\bfound ([^;<]+)", attempt.text)
+    thoughts = [lm.decode(s.ids) for s in attempt.segments if s.kind == "think"]
+    names = [n for text in thoughts for n in re.findall(r"\bfound ([^;<]+)", text)]
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
 def due_steps(attempt: Trajectory, question: Question) -> list[tuple[int, bool]]:
     """Of each search: the first step whose passage had not come, and whether it came now.
 
-    The step is -1 once the passages of all steps have come.
+    The step is -1 once the passages of all steps have come, in whatever order.
     """
-    hops, due, found = question["metadata"]["hops"], 0, []
+    gold = [set(hop["gold_ids"]) for hop in question["metadata"]["hops"]]
+    seen: set[str] = set()
+    found = []
     for brought in attempt.retrieved:
-        here = due < len(hops) and bool(set(hops[due]["gold_ids"]) & set(brought))
-        found.append((due if due < len(hops) else -1, here))
-        due += here
+        due = next((n for n, ids in enumerate(gold) if not ids & seen), -1)
+        found.append((due, due >= 0 and bool(gold[due] & set(brought))))
+        seen |= set(brought)
     return found
 
 
 def wanted_names(
-    step: Step, searches: Sequence[Search], of: str, group: int
+    lm: LanguageModel, step: Step, searches: Sequence[Search], of: str, group: int
 ) -> list[list[str]]:
     """The names whose probability each search ought to raise."""
     names = []
     told = [
-        found_names(a) if r == 1 else []
+        found_names(lm, a) if r == 1 else []
         for a, r in zip(step.attempts, step.rewards.tolist(), strict=True)
     ]
     for search in searches:
@@ -452,6 +518,42 @@ def wanted_names(
 
 
 # %%
+def verdicts(step: Step, searches: Sequence[Search], of: str) -> Tensor:
+    """Values that need no belief, about 1 or 0 in size. Shape: -> (S,)."""
+    if of == "thought":  # the model's own: 1 for found, -1 for missing
+        signs = [
+            ("found" in s.opinion.split()) - ("missing" in s.opinion.split())
+            for s in searches
+        ]
+    elif of == "contains":  # whether the right answer stands in the passages
+        names = [step.questions[s.row]["golden_answers"] for s in searches]
+        signs = [
+            any(f" {normalise_answer(name)} " in f" {s.shown} " for name in own)
+            for s, own in zip(searches, names, strict=True)
+        ]
+    else:  # "good": whether the passage that was due came
+        rows = {s.row for s in searches}
+        due = {row: due_steps(step.attempts[row], step.questions[row]) for row in rows}
+        signs = [due[s.row][s.number][1] for s in searches]
+    return torch.tensor(signs, dtype=torch.float32)
+
+
+def controlled(
+    values: Tensor, places: Sequence[tuple], control: str, random: np.random.Generator
+) -> Tensor:
+    """The same amounts without what they say; `within` exchanges those of equal `places`."""
+    if control == "constant":
+        return values.mean().expand(len(values))
+    groups: dict[tuple, list[int]] = {}
+    for number, place in enumerate(places):
+        groups.setdefault(place if control == "within" else (), []).append(number)
+    found = values.clone()
+    for members in groups.values():
+        found[members] = values[random.permutation(members)]
+    return found
+
+
+# %%
 class QueryBonus:
     """What each search was worth, on the tokens that asked: an `extra_advantage` of GRPO.
 
@@ -465,23 +567,28 @@ class QueryBonus:
         self.random = np.random.default_rng(derive_seed(seed, "strangers"))
         self.log: list[dict[str, float]] = []
 
+    def raw(self, step: Step, searches: Sequence[Search]) -> Tensor:
+        """Gains, or verdicts, before anything is done to them. Shape: -> (S,)."""
+        of, gain = self.bonus.of, self.bonus.gain
+        if of in ("thought", "contains", "good"):
+            return verdicts(step, searches, of)
+        names = wanted_names(self.lm, step, searches, of, self.settings.group)
+        asked = [question["question"] for question in step.questions]
+        others = strangers(searches, asked, names, self.settings.draws, self.random)
+        return gains(self.lm, step.attempts, searches, names, others, gain)
+
     def values(self, step: Step, searches: Sequence[Search]) -> Tensor:
         """What each search is given, before the weight. Shape: -> (S,)."""
         bonus, settings = self.bonus, self.settings
-        if bonus.of == "thought":
-            told = {"found": 1.0, "missing": -1.0}
-            return torch.tensor([told.get(s.says, 0.0) for s in searches])
-        names = wanted_names(step, searches, bonus.of, settings.group)
-        asked = [question["question"] for question in step.questions]
-        others = strangers(searches, asked, names, settings.draws, self.random)
-        values = gains(self.lm, step.attempts, searches, names, others, bonus.gain)
-        if bonus.centre:
-            values = values - values.mean()
+        values = self.raw(step, searches)
         if bonus.stabilise:
             limits = (settings.dead_zone, settings.damping, settings.scale)
             values = stabilised(values, *limits)
-        if bonus.shuffle:
-            values = values[torch.from_numpy(self.random.permutation(len(values)))]
+        if bonus.centre:
+            values = values - values.mean()
+        if bonus.control:
+            places = [(step.questions[s.row]["question"], s.number) for s in searches]
+            values = controlled(values, places, bonus.control, self.random)
         return values
 
     def __call__(self, step: Step) -> Tensor:
@@ -502,6 +609,54 @@ class QueryBonus:
         self.log.append(row)
         return extra
 
+
+# %%
+BONUSES = {
+    "ig": Bonus(),
+    "constant": Bonus(control="constant"),
+    "shuffled_within": Bonus(control="within"),
+    "shuffled": Bonus(control="all"),
+    "contains": Bonus(of="contains"),
+    "with_thought": Bonus(gain=Gain(thought=True)),
+    "empty": Bonus(gain=Gain(empty=True)),
+    "all_tokens": Bonus(tokens="turn"),
+    "no_mean": Bonus(gain=Gain(mean=False)),
+    "raw": Bonus(stabilise=False),
+    "no_share": Bonus(share=False),
+    "centred": Bonus(centre=True),
+    "thought": Bonus(of="thought"),
+    "siblings": Bonus(of="siblings", gain=Gain("<think> found")),
+    "sub_answers": Bonus(of="steps", gain=Gain("<think> found")),
+    "good": Bonus(of="good"),
+}
+
+
+def scored(
+    lm: LanguageModel,
+    attempts: Sequence[Trajectory],
+    asked: Sequence[Question],
+    each: int,
+) -> Step:
+    """Attempts as GRPO scores them, `each` at a question, side by side."""
+    pairs = zip(attempts, asked, strict=True)
+    rewards = torch.tensor([exact_match_reward(*pair) for pair in pairs])
+    batch = collate(attempts, lm.pad_id)
+    advantages = group_advantages(rewards.view(-1, each)).view(-1, 1) * batch.policy
+    own = (batch.policy, advantages, batch.log_probs)
+    return Step(list(attempts), list(asked), rewards, batch, *own)
+
+
+# %% [markdown]
+# Here is what becomes of the group at the top: the first two attempts, every token that the model wrote with its advantage. Without the bonus all of them would be 0.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.viewer import tokens_html
+
+eight = scored(start, shown, shown_asked, 8)
+bonus = QueryBonus(start, replace(settings, group=8), BONUSES["ig"], seed=0)
+extra = bonus(eight)
+for row in order[:2].tolist():
+    display(HTML(tokens_html(start, shown[row], extra[row].tolist())))
 
 # %% [markdown]
 # ## Step 6: what can the gain see?
@@ -524,46 +679,41 @@ class Looked:
     due: np.ndarray  # a passage of some step was still to come
     good: np.ndarray  # and the first of these came
     bridge: np.ndarray  # its step is not the last
-    known: np.ndarray  # all later facts were in the model's pre-training
+    known: (
+        np.ndarray
+    )  # and all facts after it were in the model's pre-training, itself not
     answer: np.ndarray  # the right answer stands in the passages
     question: np.ndarray
+
+
+def knows_the_rest(known: Sequence[bool]) -> bool:
+    """Whether only the first of these facts has to be looked up: the others were read before."""
+    return not known[0] and all(known[1:])
+
+
+def composed(question: Question) -> bool:
+    """Whether all facts of a question but the first were read before."""
+    return knows_the_rest(question["metadata"]["known"])
 
 
 def first_attempts(lm: LanguageModel, kind: str, count: int, each: int) -> Step:
     """Attempts of the untrained policy in a training encyclopedia, scored as a step."""
     home, library = open_world(kind, 200 + world_seed)
-    questions = home.questions(count, hops=(2, 3), seed=derive_seed(0, "looked at"))
+    wanted = composed if kind == "knowing" else lambda _: True
+    questions = chosen(home, count, derive_seed(0, "looked at"), wanted)
     asked = [question for question in questions for _ in range(each)]
     protocol = protocol_of(lm.tokenizer)
     prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
     attempts = rollout(lm, library, protocol, prompts, settings.attempts(), 11)
-    pairs = zip(attempts, asked, strict=True)
-    rewards = torch.tensor([exact_match_reward(*pair) for pair in pairs])
-    batch = collate(attempts, lm.pad_id)
-    advantages = group_advantages(rewards.view(-1, each)).view(-1, 1) * batch.policy
-    old = batch.log_probs
-    return Step(attempts, asked, rewards, batch, batch.policy, advantages, old)
+    return scored(lm, attempts, asked, each)
 
 
 # %%
-BONUSES = {
-    "ig": Bonus(),
-    "passages_only": Bonus(gain=Gain(thought=False)),
-    "shuffled": Bonus(shuffle=True),
-    "empty": Bonus(gain=Gain(empty=True)),
-    "all_tokens": Bonus(tokens="turn"),
-    "no_mean": Bonus(gain=Gain(mean=False)),
-    "raw": Bonus(stabilise=False),
-    "no_share": Bonus(share=False),
-    "centred": Bonus(centre=True),
-    "thought": Bonus(of="thought"),
-    "siblings": Bonus(of="siblings", gain=Gain("<think> found", thought=False)),
-    "sub_answers": Bonus(of="steps", gain=Gain("<think> found", thought=False)),
-}
 SIGNALS = {
     "answer": "ig",
-    "answer, passages only": "passages_only",
+    "answer, with thought": "with_thought",
     "answer, empty context": "empty",
+    "answer in passages": "contains",
     "own thought": "thought",
     "siblings": "siblings",
     "true sub-answer": "sub_answers",
@@ -575,8 +725,7 @@ def look(lm: LanguageModel, step: Step, each: int) -> Looked:
     searches, signals = searches_of(lm, step.attempts), {}
     one = replace(settings, group=each)
     for name, arm in SIGNALS.items():
-        meter = QueryBonus(lm, one, replace(BONUSES[arm], stabilise=False), 0)
-        signals[name] = meter.values(step, searches).numpy()
+        signals[name] = QueryBonus(lm, one, BONUSES[arm], 0).raw(step, searches).numpy()
     asked = [step.questions[s.row] for s in searches]
     due = [
         due_steps(step.attempts[s.row], q)[s.number]
@@ -590,7 +739,7 @@ def look(lm: LanguageModel, step: Step, each: int) -> Looked:
         good=np.array([came for _, came in due]),
         bridge=np.array([0 <= d < len(q["metadata"]["hops"]) - 1 for _, q, d in facts]),
         known=np.array(
-            [d >= 0 and all(q["metadata"]["known"][d + 1 :]) for _, q, d in facts]
+            [d >= 0 and knows_the_rest(q["metadata"]["known"][d:]) for _, q, d in facts]
         ),
         answer=np.array(
             [
@@ -612,6 +761,17 @@ def cases_of(seen: Looked) -> dict[str, np.ndarray]:
     return cases
 
 
+def brought(seen: Looked) -> dict[str, np.ndarray]:
+    """Searches with a step still due, by what came back. Shape: (S,) bool each."""
+    bad = seen.due & ~seen.good
+    return {
+        "last passage": seen.good & ~seen.bridge,
+        "bridge passage": seen.good & seen.bridge,
+        "answer by accident": bad & seen.answer,
+        "useless": bad & ~seen.answer,
+    }
+
+
 def area(values: np.ndarray, seen: Looked, case: np.ndarray) -> tuple[float, float]:
     """AUC as a detector of good searches, and half its 95 % interval, by question."""
     good = seen.good[case].astype(int)
@@ -623,19 +783,72 @@ def area(values: np.ndarray, seen: Looked, case: np.ndarray) -> tuple[float, flo
 
 def record_look(name: str, seen: Looked) -> None:
     """AUC of every signal, and its mean by what the search brought."""
-    brought = {
-        "last passage": seen.good & ~seen.bridge,
-        "bridge passage": seen.good & seen.bridge,
-        "answer by accident": ~seen.good & seen.answer,
-        "useless": ~seen.good & ~seen.answer,
-    }
     for signal, values in seen.signals.items():
         for case, rows in cases_of(seen).items():
             record.metric(f"{name}/auc {signal}/{case}", area(values, seen, rows)[0])
-        for what, rows in brought.items():
+        for what, rows in brought(seen).items():
             mean = float(values[rows].mean()) if rows.any() else np.nan
             record.metric(f"{name}/mean {signal}/{what}", mean)
 
+
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The gain of the answer before any training, one dot a search, by what the search brought. Left as the paper has it, middle with the thought left in place, right against an empty context. With an empty context even useless passages seem to be worth several nats; and nowhere does a bridge passage look like the last one.", "name": "fig-11-gains"}, "image": {"alt": "Three panels of dots in four columns: last passage, bridge passage, answer by accident, useless. In the first two panels useless searches lie around nought and last passages well above; bridge passages lie around nought in the second panel and spread widely in the first. In the third panel all columns lie far above nought."}}
+from minisearch.plots import COLORS, figure
+
+if settings.model == "toy":
+    few = min(settings.looked_at, 40)
+    seen = look(start, first_attempts(start, "blank", few, 4), 4)
+    columns = brought(seen)
+    fig, axes = figure(
+        width=7, height=3.4, columns=3, sharey=True, layout="constrained"
+    )
+    spots = np.random.default_rng(0)
+    for ax, name in zip(axes, list(SIGNALS)[:3], strict=True):
+        for place, rows in enumerate(columns.values()):
+            values = seen.signals[name][rows]
+            ax.plot(
+                place + spots.uniform(-0.3, 0.3, len(values)),
+                values,
+                ".",
+                color=COLORS[place],
+                markersize=4,
+            )
+            if len(values):
+                ax.hlines(
+                    np.mean(values), place - 0.38, place + 0.38, color="0.2", zorder=3
+                )
+        ax.axhline(0, color="0.6", linewidth=0.8)
+        ax.set_xticks(
+            range(len(columns)), [c.replace(" ", "\n") for c in columns], fontsize=7
+        )
+        ax.set_title(name, fontsize=9)
+    axes[0].set_ylabel("gain, nats a token")
+    record.figure(fig, "gains", "gains by what a search brought")
+
+# %% [markdown]
+# The same as a table, over the three pairs of encyclopedias and both models of the grid:
+
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+from minisearch import pages
+from minisearch.cards import load_cells
+
+
+def grid_mean(name: str) -> float:
+    """The mean of a metric over the grid's cells; not a number where none has it."""
+    found = [c.metrics[name] for c in load_cells("11_ig_search") if name in c.metrics]
+    return float(np.mean(found)) if found else np.nan
+
+
+CASES = ("last step", "bridge", "bridge, rest known", "bridge, rest not known")
+aucs = {
+    f"{signal} ({kind})": {
+        case: grid_mean(f"{arm}/auc {signal}/{case}") for case in CASES
+    }
+    for arm, kind in (("look", "blank"), ("look@knowing", "knowing"))
+    for signal in SIGNALS
+}
+pd.DataFrame(aucs).T.dropna(how="all", axis=1).round(2)
 
 # %% [markdown]
 # ## Step 7: its rivals
@@ -693,20 +906,29 @@ def turn_rewards(lm: LanguageModel, step: Step, group: int) -> Tensor:
 
 
 # %%
-WEIGHTS = {"step_groups": 1.0, "turn_rewards": 1.0}  # GiGPO's own; IGPO's own
-SWEPT: dict[str, float] = {}  # alpha of an arm, where the sweep chose another one
+# What the sweep chose at toy scale, where it is not the settings'; see the card.
+SWEPT: dict[str, dict[str, float]] = {}
+
+
+def settings_of(method: str) -> GainSettings:
+    """The settings of an arm; `alpha` is also the weight of a rival's term."""
+    own = SWEPT.get(method, {}) if profile in ("smoke", "toy") else {}
+    if method == "grpo_longer":
+        return replace(settings, steps=settings.steps * 3 // 2)
+    return replace(settings, **own)
 
 
 def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> dict:
     """What an arm adds to GRPO, as arguments of `train`."""
-    group, weight = settings.group, WEIGHTS.get(name, 0.0)
+    group, strength = settings.group, settings.alpha
     if name in BONUSES:
-        chosen = replace(settings, alpha=SWEPT.get(name, settings.alpha))
-        return {"extra_advantage": QueryBonus(lm, chosen, BONUSES[name], seed)}
+        return {"extra_advantage": QueryBonus(lm, settings, BONUSES[name], seed)}
     if name == "step_groups":
-        return {"extra_advantage": lambda step: weight * step_groups(step, group)}
+        return {"extra_advantage": lambda step: strength * step_groups(step, group)}
     if name == "turn_rewards":
-        return {"extra_advantage": lambda step: weight * turn_rewards(lm, step, group)}
+        return {
+            "extra_advantage": lambda step: strength * turn_rewards(lm, step, group)
+        }
     if name == "leave_one_out":  # from the mean of all attempts to that of the others
         share = 1 / (group - 1)
         return {
@@ -722,30 +944,26 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 # | arm | what it does |
 # |---|---|
 # | `grpo` | chapter 7's: exact match, nothing added |
+# | `grpo_longer` | the same for half as many steps more, about the time that `ig` takes |
 # | `ig` | the paper's bonus on queries |
-# | `shuffled` | the same values, each at a random query of the step |
-# | `passages_only`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought stays; an empty context to compare with; a sum over the answer's tokens; no stabilisers; on everything written for the search; not divided by the length; its mean subtracted |
+# | `constant`, `shuffled_within`, `shuffled` | the same amounts without the information |
+# | `contains` | a bonus of the same size if the right answer stands in the passages: no belief is asked |
+# | `with_thought`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought is exchanged too; an empty context to compare with; a sum over the answer's tokens; no stabilisers; on everything written for the search; not divided by the length; its mean subtracted |
 # | `leave_one_out`, `step_groups`, `turn_rewards` | the rivals |
 # | `thought`, `siblings` | ours, without annotation: the model's own verdict; names that right siblings found |
-# | `sub_answers` | the true answer of the step: an upper bound |
+# | `sub_answers`, `good` | what only an invented world knows, as upper bounds: the belief in the true answer of the step; whether its passage came |
 #
 # An arm that ends in `@knowing` runs in an encyclopedia half of whose facts the model has read before, on questions whose first step has to be looked up
-# and whose other facts it knows. There a passage about a bridge *can* raise the belief in the answer. One that ends in `@hard0`, `@hard50`, `@hard95`
-# trains on questions of which that percentage was beyond all of eight first attempts of the untrained policy.
+# and whose other facts it knows. There a passage about a bridge *can* raise the belief in the answer. One that ends in `@hard25`, `@hard50` or `@hard95`
+# trains on questions of three hops, of which that percentage was beyond all of eight first attempts of the untrained policy.
 
 
 # %%
-def may_compose(question: Question) -> bool:
-    """Whether only the first fact has to be looked up: the others were read before."""
-    first, *rest = question["metadata"]["known"]
-    return not first and all(rest)
-
-
 def screened(lm: LanguageModel) -> list[tuple[Question, int]]:
     """Questions of the training encyclopedia, and how many of 8 first attempts were right."""
     home, library = open_world("blank", 200 + world_seed)
     count, seeded = settings.candidates, derive_seed(0, "screened")
-    questions = home.questions(count, hops=(2, 3), seed=seeded)
+    questions = home.questions(count, hops=(3,), seed=seeded)
 
     def build(folder: Path) -> None:
         protocol = protocol_of(lm.tokenizer)
@@ -757,38 +975,40 @@ def screened(lm: LanguageModel) -> list[tuple[Question, int]]:
         (folder / "right.json").write_text(json.dumps(right.sum(1).tolist()))
 
     key = {"world": world_seed, "init": init_seed, "count": count}
+    key |= {"attempts": repr(settings.attempts())}
     right = json.loads((cached("screened", key, build) / "right.json").read_text())
     return list(zip(questions, right, strict=True))
 
 
-def hard_task(lm: LanguageModel, share: float) -> Task:
-    """Questions to train on, a share of which all 8 first attempts failed."""
-    rows, count = screened(lm), settings.steps * settings.questions_a_step
+def hard_task(lm: LanguageModel, settings: GainSettings, share: float) -> Task:
+    """Questions of three hops to train on, a share of which all 8 first attempts failed."""
+    count = settings.steps * settings.questions_a_step
     random = np.random.default_rng(derive_seed(seed, "hard"))
-    hard, easy = (
-        [q for q, right in rows if (right == 0) == wanted] for wanted in (True, False)
-    )
-    drawn = []
-    for pool, wanted in (
-        (hard, round(share * count)),
-        (easy, round((1 - share) * count)),
-    ):
-        turns = -(-wanted // len(pool))
-        order = [random.permutation(len(pool)) for _ in range(turns)]
-        drawn += [pool[n] for n in np.concatenate([*order, []]).astype(int)[:wanted]]
+    pools: dict[bool, list[Question]] = {True: [], False: []}
+    for question, right in screened(lm):
+        pools[right == 0].append(question)
+    sizes, drawn = {True: round(share * count)}, []
+    sizes[False] = count - sizes[True]
+    for hard, wanted in sizes.items():
+        if len(pools[hard]) < wanted:
+            found = f"{len(pools[hard])} {'hard' if hard else 'other'} questions"
+            raise InputError("questions", found, str(wanted), "screen more candidates.")
+        order = random.permutation(len(pools[hard]))[:wanted]
+        drawn += [pools[hard][n] for n in order]
     task = invented_task(settings, "blank", world_seed, seed)
     return replace(task, training=drawn)
 
 
 # %%
-def open_task(kind: str, lm: LanguageModel) -> Task:
+def open_task(kind: str, lm: LanguageModel, settings: GainSettings) -> Task:
     """The task of an arm: blank, knowing, or hard and a percentage; of files, their own."""
     if settings.model != "toy" or data:
         return real_task(settings, data, service, seed)
     if kind.startswith("hard"):
-        return hard_task(lm, int(kind.removeprefix("hard")) / 100)
-    wanted = may_compose if kind == "knowing" else None
-    return invented_task(settings, kind, world_seed, seed, wanted)
+        return hard_task(lm, settings, int(kind.removeprefix("hard")) / 100)
+    if kind == "knowing":
+        return invented_task(settings, kind, world_seed, seed, composed)
+    return invented_task(settings, kind, world_seed, seed)
 
 
 def query_tokens(attempt: Trajectory) -> float:
@@ -843,9 +1063,10 @@ def run_arm(name: str) -> None:
         step = first_attempts(lm, kind or "blank", settings.looked_at, 4)
         record_look(name, look(lm, step, 4))
         return
-    task = open_task(kind or "blank", lm)
+    own = settings_of(method)
+    task = open_task(kind or "blank", lm, own)
     if method != "cold":
-        module = train(lm, task, settings, seed, **added(method, lm, settings, seed))
+        module = train(lm, task, own, seed, **added(method, lm, own, seed))
         record_training(record, name, module)
         record_bonus(name, module)
         MODULES[name] = module
@@ -858,3 +1079,436 @@ results = MAIN if arms == "main" else arms.split(",")
 for name in results:
     with record.phase(f"arm {name}"):
         run_arm(name)
+
+# %% [markdown]
+# Three curves while training. *Right answers* are the reward, on questions that never come twice. *All wrong* is the share of groups in which no
+# attempt was right: there GRPO learns nothing, and the bonus is alone. *Searches* an attempt shows whether a policy learns to ask for the sake of asking.
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without the bonus: right answers, groups without one, and searches, means of four steps.", "name": "fig-11-training"}, "image": {"alt": "Three panels against attempts, two lines each that run close together: right answers rise, groups all wrong fall, searches rise from two to about three."}}
+def smooth(values: np.ndarray, width: int = 4) -> np.ndarray:
+    """The mean of each value and up to `width` - 1 before it. Shape: (n,) -> (n,)."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+
+
+PANELS = {"right answers": "em", "all wrong": "all wrong", "searches": "searches"}
+fig, axes = figure(width=7, height=2.8, columns=3, layout="constrained")
+for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
+    for run, module in MODULES.items():
+        x = module.history.column("rollouts")[1]
+        ax.plot(x, smooth(module.history.column(column)[1]), label=run)
+    ax.set(title=title, xlabel="attempts", ylim=(0, None))
+if MODULES:
+    axes[0].legend()
+record.figure(fig, "training", "training with and without the bonus")
+
+# %% [markdown]
+# What it costs is counted in the same runs. Writing the attempts takes both the same time; scoring them is where the beliefs come in, and the update sees more attempts, since none is left out for want
+# of an advantage.
+
+# %% tags=["page-only", "hide-input"]
+spent = {
+    arm: {
+        part: record.metrics.get(f"seconds/{arm}/{part}")
+        for part in ("generate", "retrieve", "score", "update")
+    }
+    for arm in MODULES
+}
+cost = pd.DataFrame(spent).T.astype(float)
+if len(cost):
+    cost["together"] = cost.sum(axis=1)
+cost.round(1)
+
+# %% tags=["page-only", "hide-input"]
+if {"grpo", "ig"} <= set(MODULES):
+    more = cost.loc["ig", "together"] / cost.loc["grpo", "together"] - 1
+    print(f"a step with the bonus takes {more:.0%} longer (the paper: 6.4 %)")
+
+# %% [markdown]
+# The paper's 6.4 % are those of a 3B model, where writing an attempt token by token takes far longer than reading it again three times. With our 1.6 million parameters writing is cheap,
+# attempts are short, and the three other readings weigh more. When it *answers*, the policy does nothing that the other would not do.
+#
+# ## Results
+#
+# First this page's own run: one pair of encyclopedias, one seed.
+
+# %% tags=["page-only", "hide-input"]
+SHOWN = (
+    "em_training",
+    "em_sampled",
+    "em_greedy",
+    "gold_sampled",
+    "searches_sampled",
+    "query_tokens_sampled",
+    "written_sampled",
+)
+pages.score_table(record.metrics, results, SHOWN)
+
+# %% [markdown]
+# ### What the grid says
+#
+# `em_training` is the area under the learning curve: how often attempts were right over the whole of training.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.showing import claims_markdown
+
+Markdown(claims_markdown("11_ig_search"))
+
+# %% tags=["page-only", "hide-input"]
+as_registered = not (data or service or steps)
+print(
+    pages.live_note("11_ig_search", profile, world_seed, record.metrics, as_registered)
+)
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table("11_ig_search", SHOWN)
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid in blank worlds: interquartile mean with 95 % limits.", "name": "fig-11-curves"}, "image": {"alt": "#:CURVESALT"}}
+from minisearch.curves import interquartile_mean_curve
+from minisearch.plots import curve_with_band
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("grpo", "ig", "shuffled", "sub_answers")):
+    places, curves = pages.training_curves("11_ig_search", arm)
+    if curves:
+        middle = interquartile_mean_curve(curves)
+        curve_with_band(ax, places, *middle, label=arm.replace("_", " "), index=n)
+ax.set(
+    xlabel="attempts made in training", ylabel="share of right attempts", ylim=(0, None)
+)
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "curves", "learning curves over the grid")
+
+# %% [markdown]
+# ### Dose and response
+#
+# If the bonus is worth most where every attempt fails, its gain over GRPO must grow with the share of such groups. Here that share is set: training questions of which 0, 50 or 95 % were
+# beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in GRPO's first half of training.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, lines their means; paired by encyclopedia, model and seed.", "name": "fig-11-dose"}, "image": {"alt": "#:DOSEALT"}}
+DOSES = ("@hard0", "", "@hard50", "@hard95")
+
+
+def paired_gain(arm: str, kind: str) -> np.ndarray:
+    """What an arm has over `grpo` in each run that both have. Shape: (R,)."""
+    runs: dict[tuple, dict[str, float]] = {}
+    for cell in load_cells("11_ig_search"):
+        method, _, own = cell.cell.arm.partition("@")
+        if own == kind.removeprefix("@"):
+            place = (cell.cell.world_seed, cell.cell.init_seed, cell.cell.seed)
+            metric = (
+                cell.metrics[f"{cell.cell.arm}/em_training"]
+                if method in ("grpo", arm)
+                else None
+            )
+            runs.setdefault(place, {})[method] = metric
+    both = [
+        r for r in runs.values() if r.get(arm) is not None and r.get("grpo") is not None
+    ]
+    return np.array([r[arm] - r["grpo"] for r in both])
+
+
+fig, ax = figure(height=3.6)
+for n, arm in enumerate(("ig", "shuffled")):
+    dots = {
+        grid_mean(f"grpo{kind}/all_wrong_early"): paired_gain(arm, kind)
+        for kind in DOSES
+    }
+    dots = {x: y for x, y in sorted(dots.items()) if len(y) and np.isfinite(x)}
+    for x, y in dots.items():
+        shift = 0.004 * (2 * n - 1)
+        ax.plot(
+            np.full(len(y), x + shift),
+            y,
+            "o",
+            color=COLORS[n],
+            alpha=0.35,
+            markersize=4,
+        )
+    if dots:
+        ax.plot(
+            list(dots),
+            [y.mean() for y in dots.values()],
+            color=COLORS[n],
+            label=f"{arm} over grpo",
+        )
+ax.axhline(0, color="0.4", linewidth=1, linestyle="--")
+ax.set(
+    xlabel="share of groups all wrong, first half of GRPO's training",
+    ylabel="gain in right answers",
+)
+if ax.get_legend_handles_labels()[0]:
+    ax.legend()
+record.figure(fig, "dose", "gain by share of failing groups")
+
+# %% [markdown]
+# ### Where we deviate, and what was tuned
+
+# %% tags=["page-only", "hide-input"]
+pages.deviations_table("11_ig_search")
+
+# %% tags=["page-only", "hide-input"]
+pages.tuning_table("11_ig_search")
+
+# %% [markdown]
+# ## Exercises
+#
+# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
+# solutions: `minisearch assignment build 11 --out DIR`.
+#
+# ### Exercise 1: a gain by hand
+#
+# Write `information_gain` from log-probabilities: those of the answer's tokens after the true passages, and after each of several random blocks. Before you do: two answers, of two and of six tokens, each token
+# of which became likelier by the same factor. Which of them should have the greater gain? Which has, if you sum?
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.classroom import check, checks
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-gain", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def information_gain(real: Sequence[float], random: Sequence[Sequence[float]]) -> float:
+    """The gain in nats a token. `real`: one log-probability a token; `random`: such a list a block."""
+    ### BEGIN SOLUTION
+    return float(np.mean(real) - np.mean([np.mean(block) for block in random]))
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch11-gain-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch11-gain")
+def properties_of_gain(gain):
+    yield "one token, one block", lambda: np.isclose(gain([-1.0], [[-3.0]]), 2)
+    yield (
+        "as likely as before",
+        lambda: np.isclose(gain([-1.0, -2.0], [[-1.0, -2.0]]), 0),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "a long answer earns what a short one does",
+        lambda: np.isclose(gain([-1.0] * 6, [[-2.0] * 6]), gain([-1.0], [[-2.0]])),
+    )
+    yield (
+        "the mean of the blocks, not the best",
+        lambda: np.isclose(gain([-1.0], [[-2.0], [-6.0]]), 3),
+    )
+    yield (
+        "a loss is negative",
+        lambda: np.isclose(gain([-5.0], [[-1.0], [-2.0], [-3.0]]), -3),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch11-gain", information_gain)
+
+# %% [markdown]
+# ### Exercise 2: a silent bug
+#
+# A colleague drew the blocks to compare with as below. Training runs, the loss is finite, and the gain of the best queries is close to nought. Which blocks are in there that must not be? Write `comparable`: whether
+# a block may stand in for the passages of a search. Compare whole words, in any case: the name *Ann* does not stand in *Annex*.
+
+
+# %% tags=["page-only"]
+def drawn_with_a_bug(blocks: list[dict], draws: int) -> list[dict]:
+    """Random blocks of the batch; each has the `question` it was found for, and its `text`."""
+    picked = np.random.default_rng(0).choice(len(blocks), draws, replace=False)
+    return [blocks[n] for n in picked]
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-leak", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def comparable(block: dict, question: str, answer: str) -> bool:
+    """Whether a block may be compared with what a search for this question brought."""
+    ### BEGIN SOLUTION
+    text, name = normalise_answer(block["text"]), normalise_answer(answer)
+    return block["question"] != question and f" {name} " not in f" {text} "
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch11-leak-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch11-leak")
+def properties_of_comparison(may):
+    def block(text, question="other"):
+        return {"question": question, "text": text}
+
+    yield "another topic", lambda: may(block("rain in spain"), "who ?", "Ann Lee")
+    yield (
+        "with the answer",
+        lambda: not may(block("Ann Lee is mayor"), "who ?", "Ann Lee"),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "the same question",
+        lambda: not may(block("rain", "who ?"), "who ?", "Ann Lee"),
+    )
+    yield (
+        "in another case",
+        lambda: not may(block("the mayor is ann lee."), "who ?", "Ann Lee"),
+    )
+    yield "a part of a word", lambda: may(block("the annex is closed"), "who ?", "Ann")
+    ### END HIDDEN TESTS
+
+
+assert check("ch11-leak", comparable)
+
+# %% [markdown]
+# ### Exercise 3: who learns from a group that failed?
+#
+# Write `learners`: from the rewards of one group and the stabilised gains of each attempt's searches, which attempts have a token with an advantage that is not 0, without the bonus and with it. Predict first: of which groups do
+# both say the same?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-dead", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def learners(
+    rewards: list[float], gains: list[list[float]]
+) -> tuple[list[bool], list[bool]]:
+    """Whether each attempt teaches anything: with GRPO alone, and with the bonus."""
+    ### BEGIN SOLUTION
+    mean = np.mean(rewards)
+    alone = [not np.isclose(reward, mean) for reward in rewards]
+    return alone, [
+        a or any(g != 0 for g in own) for a, own in zip(alone, gains, strict=True)
+    ]
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch11-dead-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch11-dead")
+def properties_of_learners(who):
+    yield (
+        "a group that failed",
+        lambda: list(who([0, 0], [[0.5], [0.0]])[1]) == [True, False],
+    )
+    yield (
+        "without the bonus it is dead",
+        lambda: not any(who([0, 0], [[0.5], [0.0]])[0]),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield "a mixed group", lambda: all(who([1, 0, 0], [[], [], [0.0]])[0])
+    yield "no search, no bonus", lambda: not any(who([0, 0], [[], []])[1])
+    yield (
+        "a loss teaches too",
+        lambda: list(who([0, 0], [[0, -0.2], [0]])[1]) == [True, False],
+    )
+    yield "all right", lambda: list(who([1, 1], [[0.3], []])[1]) == [True, False]
+    ### END HIDDEN TESTS
+
+
+assert check("ch11-dead", learners)
+
+# %% [markdown]
+# ### Exercise 4: predict, then break it
+#
+# Write `bonus_of_query`: what all tokens of a query of `length` tokens get together, with and without the division by $|Q|$. Then predict: without it, how long do queries become? Look at `query_tokens_sampled` of
+# `ig` and `no_share` in the table of all arms, and explain what you see.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-share", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def bonus_of_query(gain: float, length: int, alpha: float, share: bool) -> float:
+    """The sum of what is added to the advantages of a query's tokens."""
+    ### BEGIN SOLUTION
+    return alpha * gain * (1 if share else length)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch11-share-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch11-share")
+def properties_of_share(total):
+    yield "one token", lambda: np.isclose(total(2.0, 1, 0.3, True), 0.6)
+    yield (
+        "a longer query is not worth more",
+        lambda: np.isclose(total(2.0, 7, 0.3, True), 0.6),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield "unless it is not shared", lambda: np.isclose(total(2.0, 7, 0.3, False), 4.2)
+    yield "a loss", lambda: np.isclose(total(-1.0, 3, 0.5, False), -1.5)
+    ### END HIDDEN TESTS
+
+
+assert check("ch11-share", bonus_of_query)
+
+# %% [markdown]
+# ### Exercise 5: where turn rewards cancel
+#
+# IGPO rewards a turn with the change of the belief, and gives each turn the sum of its own reward and those that follow, weighed by $\gamma$ a turn. Write `returns`. Then, for $\gamma = 1$: on what do they depend that happened *between* the first turn and the last?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-returns", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def returns(beliefs: Sequence[float], gamma: float) -> list[float]:
+    """The return of each turn; `beliefs` begins with that before the first. Shape: T + 1 -> T."""
+    ### BEGIN SOLUTION
+    found, after = [], 0.0
+    for change in np.diff(beliefs)[::-1].tolist():
+        after = change + gamma * after
+        found.append(after)
+    return found[::-1]
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch11-returns-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch11-returns")
+def properties_of_returns(of):
+    yield "one turn", lambda: np.allclose(of([-3.0, -1.0], 1.0), [2])
+    yield (
+        "only itself, without what follows",
+        lambda: np.allclose(of([0, 1.0, 3.0], 0.0), [1, 2]),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "they telescope",
+        lambda: np.allclose(of([-4.0, 0.0, -2.0, -1.0], 1.0), [3, -1, 1]),
+    )
+    yield "discounted", lambda: np.allclose(of([0.0, 1.0, 3.0], 0.5), [2, 2])
+    ### END HIDDEN TESTS
+
+
+assert check("ch11-returns", returns)
+
+# %% [markdown]
+# With $\gamma = 1$ a turn's return is the last belief less the one before it: a useless turn on the way to a belief that rises later is paid as well as the turn that raised it. The standardisation by group, before the sum, is what keeps it from cancelling altogether.
+#
+# ## At scale
+#
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. What the bonus adds at that scale is reading.
+
+# %% tags=["page-only", "hide-input"]
+full = GainSettings.of("full")
+parameters, searches_each, tokens_each = 3.09e9, 2.5, 1500
+rows = full.questions_a_step * full.group
+block = full.block_tokens + 60  # passages, and a thought about them
+read = rows * (
+    tokens_each + searches_each * (full.draws * block + (full.draws + 1) * 8)
+)
+passes = {
+    "write": 2 * rows * tokens_each,
+    "reference": 2 * rows * tokens_each,
+    "update": 6 * rows * tokens_each,
+    "beliefs": 2 * read,
+}
+share = passes["beliefs"] / (sum(passes.values()) - passes["beliefs"])
+print(f"a step: {rows:,} attempts; beliefs read {read / 1e6:.1f} M tokens more")
+print(
+    f"in operations {share:.0%} more than a step without; in time less, as reading runs in parallel and writing does not"
+)
+
+# %% [markdown]
+# Attempts of 1,500 tokens and 2.5 searches each are assumed.
+#
+# ```bash
+# minisearch run 11 --profile small
+# minisearch run 11 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
+# ```
+#
+# Nobody has run `small` or `full` yet; their columns are configuration. What chapter 7 says of the prompt of `small` is true here as well.
+
+# %% tags=["page-only", "hide-input"]
+pd.DataFrame(GainSettings.table()).set_index("setting")
+
+# %% [markdown]
+# ## References
+#
+# ```{bibliography}
+# :filter: docname in docnames
+# :list: bullet
+# ```

@@ -145,6 +145,28 @@ def dose_chart(
     return Markdown("The grid holds no run of this dial.")
 
 
+def training_curves(
+    chapter: str, arm: str, metric: str = "em_training"
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Attempts so far, and one array of learning curves a world; both empty without a run.
+
+    Shape: (T,), W of (S_w, T).
+    """
+    prefix = f"{arm}/{metric}/rollouts: "
+    places: list[int] = []
+    worlds: dict[int, list[list[float]]] = {}
+    for cell in _plain_cells(chapter):
+        found = {
+            int(name.removeprefix(prefix)): value
+            for name, value in cell.metrics.items()
+            if name.startswith(prefix)
+        }
+        if found:
+            places = sorted(found)
+            worlds.setdefault(cell.cell.world_seed, []).append([found[p] for p in places])
+    return np.array(places), [np.array(curves) for curves in worlds.values()]
+
+
 def deviations_table(chapter: str) -> pandas.DataFrame:
     """Where the chapter deviates from its paper, by number."""
     return _listed(Card.read(chapter).deviations, Deviation)

@@ -41,6 +41,32 @@ def group_html(
     return f'<div class="ms-group">{head}{"".join(rows)}</div>'
 
 
+def tokens_html(lm: LanguageModel, attempt: Trajectory, values: Sequence[float]) -> str:
+    """One attempt, each written token on a ground as strong as its value; what was read is grey.
+
+    Above 0 the ground is blue, below orange. A token's value is its tooltip, and is printed where
+    it changes within a turn.
+
+    Shape: one value a token of the whole attempt -> HTML.
+    """
+    most = max((abs(value) for value in values), default=0.0) or 1.0
+    place, pieces = attempt.prompt_length, []
+    for segment in attempt.segments[1:]:
+        before = 0.0
+        for token in lm.pieces(segment.ids):
+            value, text = values[place], html.escape(token)
+            place += 1
+            if not segment.sampled:
+                pieces.append(f'<span style="opacity:.55">{text}</span>')
+                continue
+            rgb = "0, 114, 178" if value > 0 else "213, 94, 0"
+            ground = f"background: rgba({rgb}, {0.65 * abs(value) / most:.2f})"
+            label = f"<sub>{value:+.2f}</sub>" if value != before else ""
+            pieces.append(f'<span title="{value:+.3f}" style="{ground}">{text}</span>{label}')
+            before = value
+    return f'<div class="ms-group"><p>{"".join(pieces)}</p></div>'
+
+
 def _attempt(
     lm: LanguageModel,
     attempt: Trajectory,
