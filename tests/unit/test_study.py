@@ -350,7 +350,7 @@ def test_answers_come_with_the_passages_of_the_test_library():
 
 
 def attempt(answer: str, *found: str, text: str = "") -> Trajectory:
-    """Segments stand for a well-formed attempt unless text says otherwise."""
+    """An answer after one search for each passage that was found."""
     return Trajectory(
         [Segment("prompt", [2]), Segment("answer", [3], [-1.0])],
         queries=["q"] * len(found), retrieved=[[i] for i in found], answer=answer, text=text,
