@@ -132,6 +132,43 @@ def test_a_dose_chart_draws_the_arms_that_have_one(grid):
     assert note.data == "The grid holds no run of this dial."
 
 
+def curve(arm: str, world: int, seed: int, **settings: float) -> logs.Record:
+    """A cell whose curve starts at world + seed / 10, beside other metrics."""
+    start = world + seed / 10
+    points = {96: start + 0.5, 8: start, 128: start + 0.7}  # in no order, as numbers or as text
+    numbers = {f"{arm}/em_training/rollouts: {place}": value for place, value in points.items()}
+    numbers[f"{arm}/em_training"] = 9.0
+    numbers[f"{arm}/reward/rollouts: 8"] = start - 1
+    cell = Cell(CHAPTER, "toy", arm, world, 0, seed, tuple(settings.items()))
+    return logs.Record(cell, numbers, *FACTS)
+
+
+def test_training_curves_are_by_world_in_the_order_of_attempts(card_file: Path):
+    records = [curve("dense", world, seed) for world in (0, 1) for seed in range(2 + world)]
+    records += [curve("bm25", 0, 5), curve("dense", 0, 7, rate=0.2), curve("dense", 2, 0, rate=0.1)]
+    kept = logs.Logs({r.cell.folder_name: r for r in records})
+    logs.write_logs(kept, cards.cards_folder() / "logs", CHAPTER)
+    places, curves = pages.training_curves(CHAPTER, "dense")
+    assert places.tolist() == [8, 96, 128]
+    assert [world.shape for world in curves] == [(2, 3), (3, 3)]
+    assert curves[0][:, 0].tolist() == [0.0, 0.1]
+    assert curves[1][:, 0].tolist() == [1.0, 1.1, 1.2]
+    for world in curves:
+        assert (world - world[:, :1]).tolist() == [pytest.approx([0, 0.5, 0.7])] * len(world)
+    (other,) = pages.training_curves(CHAPTER, "bm25")[1]
+    assert other[:, 0].tolist() == [0.5]
+    places, (first, _) = pages.training_curves(CHAPTER, "dense", "reward")
+    assert places.tolist() == [8]
+    assert first.tolist() == [[-1.0], [-0.9]]
+
+
+def test_without_a_run_there_is_no_training_curve(grid):
+    for arm in ("dense", "shuffled"):  # ran without training; never ran
+        places, curves = pages.training_curves(CHAPTER, arm)
+        assert places.shape == (0,)
+        assert curves == []
+
+
 def test_deviations_and_tuning_are_tables_even_when_empty(card_file: Path):
     assert pages.deviations_table(CHAPTER).loc[1, "effect"] == "lower recall"
     assert pages.tuning_table(CHAPTER).loc["dense", "chosen"] == "2e-3"

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from minisearch.agents.trajectory import Trajectory
 from minisearch.data.qa import Document, Question, body_of, title_of
+from minisearch.errors import InputError
 from minisearch.models.lm import LanguageModel
 
 _TAG = re.compile(r"</?\w+>")
@@ -47,8 +48,15 @@ def tokens_html(lm: LanguageModel, attempt: Trajectory, values: Sequence[float])
     Above 0 the ground is blue, below orange. A token's value is its tooltip, and is printed where
     it changes within a turn.
 
-    Shape: one value a token of the whole attempt -> HTML.
+    Shape: one value a token of the whole attempt, then 0s, as in a row of a batch -> HTML.
+
+    Raises:
+        InputError: for fewer values, or another one than 0 after the last token.
     """
+    count = len(attempt.ids)
+    if len(values) < count or any(values[count:]):
+        found, expected = f"values of {len(values)} tokens", f"{count}, the attempt's, or 0s after"
+        raise InputError("tokens_html", found, expected, "pass the row of this attempt.")
     most = max((abs(value) for value in values), default=0.0) or 1.0
     place, pieces = attempt.prompt_length, []
     for segment in attempt.segments[1:]:
