@@ -121,11 +121,12 @@ def chosen(
     Raises:
         InputError: where the world has too few of them.
     """
-    found: dict[str, Question] = {}
+    found: dict[tuple[str, ...], Question] = {}  # by chain, as each has three wordings
     for part in range(20):
         for question in world.questions(400, hops=(2, 3), seed=derive_seed(seed, part)):
+            facts = question["metadata"]
             if wanted(question):
-                found.setdefault(question["question"], question)
+                found.setdefault((facts["entity"], *facts["relations"]), question)
         if len(found) >= count:
             return list(found.values())[:count]
     raise InputError("questions", f"{len(found)} wanted ones", str(count), "ask for fewer.")
@@ -154,7 +155,10 @@ def real_task(settings: AgentSettings, data: str, service: str, seed: int) -> Ta
         training = [q for q in of["train"] if len(q["metadata"]["hops"]) > 1]
         one = [q for q in of["test"] if len(q["metadata"]["hops"]) == 1]
         more = [q for q in of["test"] if len(q["metadata"]["hops"]) > 1]
-        test = one[: settings.one_hop] + more[: settings.multi_hop]
+        test = one[: settings.one_hop or None] + more[: settings.multi_hop or None]
+    for found, names in ((training, "train.jsonl"), (test, "test.jsonl or dev.jsonl")):
+        if not found:
+            raise InputError(f"folder {data}", f"no question in {names}", "some", "add the file.")
     library = RemoteRetriever(service) if service else BM25Retriever(passages)
     order = np.random.default_rng(derive_seed(seed, "order")).permutation(len(training))
     drawn = np.resize(order, settings.steps * settings.questions_a_step)
@@ -221,7 +225,8 @@ def judged(attempts: Sequence[Trajectory], task: Task) -> dict[str, np.ndarray]:
         "format": format_reward,
         "searches": searches,
     }
-    if "gold_ids" in task.test[0]["metadata"].get("hops", [{}])[0]:
+    hops = [question["metadata"].get("hops") or [{}] for question in task.test]
+    if all(hop.get("gold_ids") for steps in hops for hop in steps):
         measures["gold"] = gold_recall
     pairs = list(zip(attempts, task.test, strict=True))
     return {name: np.array([of(*pair) for pair in pairs]) for name, of in measures.items()}
@@ -234,6 +239,7 @@ def record_answers(record: Recorder, name: str, columns: dict[str, np.ndarray], 
     """
     groups = groups_of(task)
     several = ~np.isin(groups, ONE_HOP)
+    several |= not several.any()  # where no question takes several hops, all count
     for metric, values in columns.items():
         record.metric(f"{name}/{metric}", float(values[several].mean()))
         for group in np.unique(groups):
