@@ -58,18 +58,19 @@ def tokens_html(lm: LanguageModel, attempt: Trajectory, values: Sequence[float])
         found, expected = f"values of {len(values)} tokens", f"{count}, the attempt's, or 0s after"
         raise InputError("tokens_html", found, expected, "pass the row of this attempt.")
     most = max((abs(value) for value in values), default=0.0) or 1.0
-    place, pieces = attempt.prompt_length, []
+    place, before, pieces = attempt.prompt_length, 0.0, []
+    gap = " " if " " in lm.decode(attempt.ids[:2]).strip() else ""  # tokens that are whole words
     for segment in attempt.segments[1:]:
-        before = 0.0
         for token in lm.pieces(segment.ids):
-            value, text = values[place], html.escape(token)
+            value, text = values[place], html.escape(token) + gap
             place += 1
             if not segment.sampled:
                 pieces.append(f'<span style="opacity:.55">{text}</span>')
+                before = 0.0
                 continue
             rgb = "0, 114, 178" if value > 0 else "213, 94, 0"
             ground = f"background: rgba({rgb}, {0.65 * abs(value) / most:.2f})"
-            label = f"<sub>{value:+.2f}</sub>" if value != before else ""
+            label = f"<sub>{value:+.2f}</sub>{gap}" if value != before else ""
             pieces.append(f'<span title="{value:+.3f}" style="{ground}">{text}</span>{label}')
             before = value
     return f'<div class="ms-group"><p>{"".join(pieces)}</p></div>'
