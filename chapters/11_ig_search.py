@@ -180,7 +180,7 @@ class LoopSettings(AgentSettings):
     group: int = dial(4, 8, 5, 5, source="5; ours")
     steps: int = dial(2, 20, 100, 200, source="200; ours")
     minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
-    learning_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-6, source="1e-6; sweep")
+    learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="1e-6; sweep")
     warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="none (AutoRefine)")
     clip_low: float = dial(0.2, 0.2, 0.2, 0.2, source="0.2 (AutoRefine)")
     clip_high: float = dial(0.28, 0.28, 0.2, 0.2, source="0.2 (AutoRefine); DAPO")
