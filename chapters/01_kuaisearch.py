@@ -298,6 +298,7 @@ generative = GenerativeSettings.of(profile)
 # %%
 # Where the sweep chose another value for an arm; every sweep is on the card.
 SWEPT = {
+    "ltrgr": {"margin": 1.0},
     "dsi_longer": {"epochs": 4},
     "dense_two": {"learning_rate": 1e-3, "temperature": 4.0},
     "dense_shared@icons": {"learning_rate": 4e-3, "temperature": 4.0},
