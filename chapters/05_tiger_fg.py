@@ -610,17 +610,23 @@ class CrossAttention(nn.Module):
 
 # %%
 class Guided(nn.Module):
-    """TIGER-FG's fusion; without `guidance` the slots skip the text and look at once."""
+    """TIGER-FG's fusion, or one of two that get the text's mean added to what they found.
 
-    def __init__(self, guidance: bool = True) -> None:
+    `late`: the slots skip the text and look at once. `pooling`: there are no slots, and the mean
+    of the text's words takes the place of their focus.
+    """
+
+    def __init__(self, kind: str = "guided") -> None:
         super().__init__()
-        width, self.guidance = settings.width, guidance
+        width, self.kind = settings.width, kind
         self.slots = nn.Parameter(torch.randn(settings.slots, width) / 2)
         self.read, self.look = CrossAttention(), CrossAttention()
         self.score = nn.Sequential(
             nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)
         )
         self.guide, self.key = nn.Linear(2 * width, width), nn.Linear(width, width)
+        if kind != "guided":
+            self.of_text = nn.Linear(width, width)
 
     def see(self, patches: Tensor) -> tuple[Tensor, ...]:
         keys, values = self.look.key(patches), self.look.value(patches)
@@ -630,19 +636,30 @@ class Guided(nn.Module):
         self, sight: tuple, tokens: Tensor, there: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         patches, mean, keys, values, pool_keys = sight
+        if self.kind == "pooling":
+            focus, attention = self.of_text(pooled(tokens, there)), None
+        else:
+            focus, attention = self.focused(keys, values, tokens, there)
+        guide = self.guide(torch.cat([focus, mean], 1))
+        scores = (pool_keys @ guide[:, :, None])[..., 0] / guide.shape[1] ** 0.5
+        share = scores.softmax(1)  # (B, N)
+        found = focus + (share[:, None] @ patches)[:, 0]  # (B, D)
+        if self.kind == "late":
+            found = found + self.of_text(pooled(tokens, there))
+        return found, (share if attention is None else attention, share)
+
+    def focused(
+        self, keys: Tensor, values: Tensor, tokens: Tensor, there: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the slots found, and where. Shape: -> (B, D), (B, N)."""
         slots = self.slots.expand(len(tokens), -1, -1)  # (B, S, D)
-        if self.guidance:
+        if self.kind == "guided":
             text = self.read.key(tokens), self.read.value(tokens)
             slots = slots + self.read(slots, *text, there)[0]
         seen, attention = self.look(slots, keys, values)  # (B, S, D), (B, S, N)
         slots = slots + seen
         weights = self.score(slots).softmax(1)  # (B, S, 1)
-        focus = (weights * slots).sum(1)  # (B, D)
-        guide = self.guide(torch.cat([focus, mean], 1))
-        scores = (pool_keys @ guide[:, :, None])[..., 0] / guide.shape[1] ** 0.5
-        share = scores.softmax(1)  # (B, N)
-        appearance = (share[:, None] @ patches)[:, 0]  # (B, D)
-        return focus + appearance, ((weights * attention).sum(1), share)
+        return (weights * slots).sum(1), (weights * attention).sum(1)
 
 
 # %%
@@ -653,7 +670,7 @@ ALL = ("v2t", "i2v", "srd", "sdd", "mismatch")  # beside the main loss, see step
 class Plan:
     """What an arm is: how picture and text are fused, its losses, and what it learns from."""
 
-    fusion: str = "guided"  # text, image, sum, concat, guided, or unguided
+    fusion: str = "guided"  # text, image, sum, concat, guided, late, or pooling
     losses: tuple[str, ...] = ()  # beside the main one
     cut: bool = False  # the picture is cut to the box first: the detector pipeline
     mosaics: bool = True  # half of each batch are listings of mosaics
@@ -668,12 +685,12 @@ class ItemTower(nn.Module):
     def __init__(self, plan: Plan, words: int) -> None:
         super().__init__()
         self.eye, self.texts = new_eye(), Texts(words)
-        if plan.fusion in ("guided", "unguided"):
-            self.fusion: nn.Module = Guided(plan.fusion == "guided")
+        if plan.fusion in ("guided", "late", "pooling"):
+            self.fusion: nn.Module = Guided(plan.fusion)
         elif plan.fusion in ("text", "image", "sum", "concat"):
             self.fusion = Global(plan.fusion)
         else:
-            kinds = ["text", "image", "sum", "concat", "guided", "unguided"]
+            kinds = ["text", "image", "sum", "concat", "guided", "late", "pooling"]
             raise one_of("fusion", plan.fusion, kinds)
         self.out = unchanged()
 
@@ -1076,7 +1093,8 @@ def ranked(queries: np.ndarray, items: np.ndarray) -> np.ndarray:
 # | `sum_losses` | `sum` with all five losses and their boxes |
 # | `text`, `image` | item towers of one half of a listing |
 # | `detector` | cut to a box, then `sum`; trained on true boxes, evaluated with 0, 10 and 30 % wrong ones |
-# | `no_guidance` | the slots do not read the text |
+# | `no_guidance` | the slots do not read the text, whose mean is added to what they found, as in `sum` |
+# | `no_slots` | no slots: the mean of the text's words guides the pooling |
 # | `main_loss` | the method's tower with the main loss alone, without mismatched items |
 # | `no_v2t`, `no_i2v`, `no_srd`, `no_sdd`, `no_mismatch` | without one of the losses, or without mismatched items |
 # | `no_mosaics`, `sum_no_mosaics` | never saw a mosaic in training |
@@ -1096,7 +1114,8 @@ PLANS = {
     "text": Plan("text"),
     "image": Plan("image"),
     "detector": Plan("sum", cut=True),
-    "no_guidance": Plan("unguided", losses=ALL),
+    "no_guidance": Plan("late", losses=ALL),
+    "no_slots": Plan("pooling", losses=ALL),
     "main_loss": Plan(losses=()),
     "no_v2t": Plan(losses=("i2v", "srd", "sdd", "mismatch")),
     "no_i2v": Plan(losses=("v2t", "srd", "sdd", "mismatch")),
@@ -1286,7 +1305,7 @@ def run(name: str) -> None:
         if "many" in shelves:
             again = rewritten(main, shelves["many"])
             record.metric(f"{name}/follows", float(follows(model, main, again).mean()))
-    if plan.fusion in ("guided", "unguided"):
+    if plan.fusion in ("guided", "late", "pooling"):
         for label, tower in (
             ("before", fresh_tower(plan)),
             ("after", model.item_tower),

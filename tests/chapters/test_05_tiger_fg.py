@@ -28,8 +28,8 @@ from minisearch.worlds.icons import IconDials
 
 CHAPTER = "05_tiger_fg"
 DIALS = IconDials(glyphs=12, new_glyphs=4, queries=60)
-FUSIONS = ("text", "image", "sum", "concat", "guided", "unguided")
-BLIND = ("image", "unguided")  # to the text
+FUSIONS = ("text", "image", "sum", "concat", "guided", "late", "pooling")
+BLIND = ("image",)  # to the text
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
     with torch.no_grad():
         sight = tower.see(shelf.pictures[shelf.picture[mosaic[:1]]])
         looked = tower.join(sight, torch.zeros(4, dtype=torch.long), shelf.texts[mosaic])[2]
-    if fusion not in ("guided", "unguided"):
+    if fusion not in ("guided", "late", "pooling"):
         assert looked is None
         return
     for attention in looked:
@@ -307,7 +307,7 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
         assert (attention >= 0).all()
         torch.testing.assert_close(attention.sum(1), torch.ones(4))
         moved = (attention[0] - attention[1:]).abs().amax(1)
-        assert (moved == 0).all() if fusion == "unguided" else (moved > 0).all()
+        assert (moved == 0).all() if fusion == "late" else (moved > 0).all()
 
 
 def test_the_guided_vector_by_hand(page, towers, mosaic):
