@@ -28,8 +28,8 @@ from minisearch.worlds.icons import IconDials
 
 CHAPTER = "05_tiger_fg"
 DIALS = IconDials(glyphs=12, new_glyphs=4, queries=60)
-FUSIONS = ("text", "image", "sum", "concat", "guided", "unguided")
-BLIND = ("image", "unguided")  # to the text
+FUSIONS = ("text", "image", "sum", "concat", "guided", "late", "pooling")
+BLIND = ("image",)  # to the text
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
     with torch.no_grad():
         sight = tower.see(shelf.pictures[shelf.picture[mosaic[:1]]])
         looked = tower.join(sight, torch.zeros(4, dtype=torch.long), shelf.texts[mosaic])[2]
-    if fusion not in ("guided", "unguided"):
+    if fusion not in ("guided", "late", "pooling"):
         assert looked is None
         return
     for attention in looked:
@@ -307,7 +307,7 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
         assert (attention >= 0).all()
         torch.testing.assert_close(attention.sum(1), torch.ones(4))
         moved = (attention[0] - attention[1:]).abs().amax(1)
-        assert (moved == 0).all() if fusion == "unguided" else (moved > 0).all()
+        assert (moved == 0).all() if fusion == "late" else (moved > 0).all()
 
 
 def test_the_guided_vector_by_hand(page, towers, mosaic):
@@ -681,6 +681,32 @@ def test_without_the_rule_the_same_listings_come_one_by_one(page):
     assert sorted(apart.flatten().tolist()) == sorted(together.flatten().tolist())
     pictures = pictures_of(page, apart)
     assert (pictures[:, 1:] == pictures[:, :1]).float().mean() < 0.2
+
+
+@pytest.mark.parametrize("shared", [[2, 2, 2, 2], [3, 3, 2], [3, 4, 5], [2, 2, 1, 1, 1, 1]])
+def test_pictures_of_any_number_of_listings_are_learnt_from(page, shared):
+    picture = torch.arange(len(shared)).repeat_interleave(torch.tensor(shared))
+    shelf = replace(page.train, picture=picture)
+    batches = page.batches_of(page.PLANS["tiger_fg"], shelf, 0)
+    rows = {*batches.tensors["first"].flatten().tolist()}
+    rows |= {*batches.pools["second"].flatten().tolist()}
+    assert rows == set(range(len(picture)))
+    groups = picture[batches.tensors["first"]]
+    whole = (groups == groups[:, :1]).all(1).sum()
+    assert whole == sum(count // 4 for count in shared if count > 1)
+
+
+def test_too_few_listings_for_a_group_are_named(page):
+    shelf = replace(page.train, picture=torch.tensor([0, 0, 1]))
+    with pytest.raises(InputError, match="four or more"):
+        page.batches_of(page.PLANS["tiger_fg"], shelf, 0)
+
+
+def test_a_profile_without_icons_asks_for_a_folder(page, monkeypatch):
+    small = replace(page.settings, glyphs=0)
+    monkeypatch.setattr(page, "settings", small)
+    with pytest.raises(InputError, match="a folder"):
+        page.open_sets(0, "")
 
 
 @pytest.mark.parametrize("name", ["no_mosaics", "sum_no_mosaics"])

@@ -227,7 +227,7 @@ def test_another_seed_is_another_world(world):
 
 @pytest.mark.parametrize(
     "name",
-    ["normal/one", "normal/999", "crop/-1/0", "mosaic/none", "picture/0", "", "normal"],
+    ["normal/one", "normal/²", "normal/999", "crop/-1/0", "mosaic/none", "picture/0", "", "normal"],
 )
 def test_an_unknown_picture_is_refused(world, name):
     with pytest.raises(InputError, match=r"picture: .*take it from a listing"):

@@ -81,7 +81,7 @@ def _mosaics(
 
 
 def _noisy(world: IconWorld, listings: list[Listing]) -> list[Listing]:
-    """The listings with words lost and words of other listings in their place."""
+    """The listings with words lost, and words of a random one, seldom itself, in their place."""
     random, dials, noisy = world.random("noise"), world.dials, []
     for listing in listings:
         other = listings[random.integers(len(listings))].text.split()

@@ -215,7 +215,7 @@ class IconWorld:
             sprites = [self._sprite(row) for row in self._mosaics[picture]]
             return self._painter.mosaic(sprites, random)
         row = rest.split("/")[0]
-        if kind not in ("normal", "crop") or not row.isdigit() or int(row) >= len(self.products):
+        if kind not in ("normal", "crop") or not row.isdecimal() or int(row) >= len(self.products):
             expected = "normal/ROW, crop/ROW/VIEW or the name of a mosaic"
             raise InputError("picture", repr(picture), expected, "take it from a listing.")
         paint = self._painter.alone if kind == "normal" else self._painter.crop
