@@ -608,25 +608,18 @@ class CrossAttention(nn.Module):
 # $$g = W_g [f_m ; \bar v], \qquad b_n = \mathrm{softmax}_n\, g^\top W_k v_n / \sqrt{D}, \qquad
 # f_a = \sum_n b_n v_n, \qquad f_i = \frac{W_o (f_m + f_a)}{\lVert W_o (f_m + f_a) \rVert} .$$
 #
-# The digest says "residual merge"; that it is this sum is our reading.
+# The digest says "residual merge"; that it is this sum is our reading. `Guided` is this fusion, and two more that serve for comparison; both get the mean of the text's words added to what they
+# found. In `late` the slots skip the text and look at once; in `pooling` there are no slots, and that mean takes the place of their focus.
 
 
 # %%
 class Guided(nn.Module):
-    """TIGER-FG's fusion, or one of two that get the text's mean added to what they found.
-
-    `late`: the slots skip the text and look at once. `pooling`: there are no slots, and the mean
-    of the text's words takes the place of their focus.
-    """
-
     def __init__(self, kind: str = "guided") -> None:
         super().__init__()
         width, self.kind = settings.width, kind
         self.slots = nn.Parameter(torch.randn(settings.slots, width) / 2)
         self.read, self.look = CrossAttention(), CrossAttention()
-        self.score = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)
-        )
+        self.score = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))  # fmt: skip
         self.guide, self.key = nn.Linear(2 * width, width), nn.Linear(width, width)
         if kind != "guided":
             self.of_text = nn.Linear(width, width)
@@ -635,9 +628,8 @@ class Guided(nn.Module):
         keys, values = self.look.key(patches), self.look.value(patches)
         return patches, patches.mean(1), keys, values, self.key(patches)
 
-    def forward(
-        self, sight: tuple, tokens: Tensor, there: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, sight: tuple, tokens: Tensor, there: Tensor) -> tuple[
+            Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
         patches, mean, keys, values, pool_keys = sight
         if self.kind == "pooling":
             focus, attention = self.of_text(pooled(tokens, there)), None
@@ -651,10 +643,8 @@ class Guided(nn.Module):
             found = found + self.of_text(pooled(tokens, there))
         return found, (share if attention is None else attention, share)
 
-    def focused(
-        self, keys: Tensor, values: Tensor, tokens: Tensor, there: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the slots found, and where. Shape: -> (B, D), (B, N)."""
+    def focused(self, keys: Tensor, values: Tensor, tokens: Tensor, there: Tensor) -> tuple[
+            Tensor, Tensor]:  # fmt: skip
         slots = self.slots.expand(len(tokens), -1, -1)  # (B, S, D)
         if self.kind == "guided":
             text = self.read.key(tokens), self.read.value(tokens)
@@ -1543,6 +1533,7 @@ def difference(new: str, old: str, metric: str) -> float:
     )
 
 
+# %% tags=["page-only", "hide-input"]
 pd.DataFrame(
     {
         step: {
