@@ -109,19 +109,27 @@ def recheck(
     run_cell: Callable[[Cell], Path],
     rng: np.random.Generator,
     per_arm: bool = False,
+    beside: Path | None = None,
 ) -> list[Comparison]:
     """Run one random cheap cell again, or one of each arm, and compare it with the log.
 
     Equal numbers in every arm clear STALE: the current code key joins the log's rechecks.
 
+    On another machine than the log's a trained arm does not end at equal numbers, whatever the
+    code. There `beside` helps: runs made on this machine by code that is not STALE.
+
     Args:
         run_cell: runs a cell afresh, whatever is complete, and returns its folder.
+        beside: a folder of runs to compare with in place of what another machine logged.
     """
     compared: list[Comparison] = []
     fresh: list[Record] = []
-    for cell in _drawn(card, logs, rng, per_arm):
+    for cell in _drawn(card, logs, rng, per_arm, beside):
+        logged = logs.records[cell.folder_name]
         fresh.append(read_run(run_cell(cell)))
-        compared += _compared(card, logs, logs.records[cell.folder_name], fresh[-1])
+        if beside and card.arms[cell.arm].seeds == "trained" and not _alike(logged, fresh[-1]):
+            logged = _stand_in(logs, beside / cell.folder_name) or logged
+        compared += _compared(card, logs, logged, fresh[-1])
     keys = {record.code_key for record in fresh}
     if per_arm and len(keys) == 1 and all(row.outcome == "equal" for row in compared):
         names = [record.cell.folder_name for record in fresh]
@@ -131,8 +139,30 @@ def recheck(
     return compared
 
 
-def _drawn(card: Card, logs: Logs, rng: np.random.Generator, per_arm: bool) -> Iterator[Cell]:
-    """A random cell of each logged arm, or one cell among the cheapest quarter of the arms."""
+def _stand_in(logs: Logs, folder: Path) -> Record | None:
+    """A run by code whose numbers are known to be the log's, if there is one."""
+    if not (folder / "run.json").is_file():
+        return None
+    found = read_run(folder)
+    known = {record.code_key for record in logs.records.values()}
+    if found.code_key not in known | {check["code_key"] for check in logs.rechecks}:
+        expected = "one that the log has, or that was checked"
+        raise InputError(str(folder), f"code key {found.code_key}", expected, "run that code.")
+    return found
+
+
+def _alike(one: Record, other: Record) -> bool:
+    """Whether two runs were made on the same kind of machine with the same versions."""
+    return one.machine.get("cpu") == other.machine.get("cpu") and one.versions == other.versions
+
+
+def _drawn(
+    card: Card, logs: Logs, rng: np.random.Generator, per_arm: bool, beside: Path | None = None
+) -> Iterator[Cell]:
+    """A random cell of each logged arm, or one cell among the cheapest quarter of the arms.
+
+    Of an arm's cells those are preferred that have a run `beside`.
+    """
     arms: dict[str, list[Record]] = {}
     for record in logs.records.values():
         arms.setdefault(record.cell.arm, []).append(record)
@@ -144,17 +174,16 @@ def _drawn(card: Card, logs: Logs, rng: np.random.Generator, per_arm: bool) -> I
         cheapest = sorted(arms, key=lambda arm: cost[arm])[: -(-len(arms) // 4)]
         arms = {"cheap": [record for arm in cheapest for record in arms[arm]]}
     for group in arms.values():
-        yield group[rng.integers(len(group))].cell
+        there = [r for r in group if beside and (beside / r.cell.folder_name).is_dir()]
+        chosen = there or group
+        yield chosen[rng.integers(len(chosen))].cell
 
 
 def _compared(card: Card, logs: Logs, logged: Record, fresh: Record) -> Iterator[Comparison]:
     """Metric by metric; on another machine the small buckets of a trained arm are left out."""
     arm = logged.cell.arm
     kind = card.arms[arm].seeds
-    here = (
-        logged.machine.get("cpu") == fresh.machine.get("cpu") and logged.versions == fresh.versions
-    )
-    exact = kind == "deterministic" or here
+    exact = kind == "deterministic" or _alike(logged, fresh)
     for name, value in logged.metrics.items():
         if not name.startswith(f"{arm}/") or not (exact or name.count("/") == 1):
             continue

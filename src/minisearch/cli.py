@@ -214,6 +214,14 @@ def card(
     cheap: Annotated[
         bool, typer.Option("--cheap", help="With --recheck: one cell, of a cheap arm.")
     ] = False,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--beside",
+            help="With --recheck, on another machine than the log's: a folder of runs made here by "
+            "code that is not stale, to compare trained arms with.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a chapter claims, on what evidence, and the verdict.
 
@@ -227,7 +235,7 @@ def card(
     names = every if all_ or not chapter else [find(chapter).stem]
     cards = [Card.read(name) for name in names]
     if recheck:
-        _recheck(cards, cheap)
+        _recheck(cards, cheap, beside)
     elif as_json:
         claims = [{"chapter": c.chapter, **claim} for c in cards for claim in to_json(c)["claims"]]
         typer.echo(json.dumps(claims, indent=1, ensure_ascii=False))
@@ -246,7 +254,7 @@ def _show(chapters: Iterable[str]) -> None:
         Console().print(Markdown(f"# {name}\n\n{card_box(name)}\n\n{claims_markdown(name)}"))
 
 
-def _recheck(cards: Iterable[Card], cheap: bool) -> None:
+def _recheck(cards: Iterable[Card], cheap: bool, beside: Path | None) -> None:
     """Run logged cells again, print each comparison, exit with status 1 if any differs."""
     import numpy as np
 
@@ -256,7 +264,7 @@ def _recheck(cards: Iterable[Card], cheap: bool) -> None:
     rows = []
     for card in cards:
         logs, rng = logs_of(card.chapter), np.random.default_rng()
-        rows += recheck(card, logs, fresh_folder, rng, per_arm=not cheap)
+        rows += recheck(card, logs, fresh_folder, rng, per_arm=not cheap, beside=beside)
     for row in rows:
         name = f"{row.cell.chapter}/{row.cell.folder_name}"
         typer.echo(

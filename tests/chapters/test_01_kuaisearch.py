@@ -86,9 +86,13 @@ def test_training_reaches_neither_the_truth_nor_the_test_requests(chapter):
     """What trains may name neither the simulator's truth nor the test side of any stage."""
     tree = ast.parse(chapters.find(CHAPTER).read_text())
     recall = {
-        "train_dense", "DenseRetriever", "build_encoder", "translated_words", "translation_table",
+        "train_dense", "build_encoder", "translated_words", "translation_table",
         "add_clicked_queries", "QueryWriter", "written_queries", "text_encoder", "popularity",
         "token_ids",
+    }  # fmt: skip
+    recall |= {
+        "Names", "identifiers_of", "Generator", "new_generator", "plan_for", "train_dsi", "written",
+        "rank_loss", "log_probabilities", "RankedGenerator", "compared", "train_ltrgr",
     }  # fmt: skip
     ranking = {
         "features", "text_vectors", "histories_of", "numbered", "embedding_tables", "embedded",
@@ -128,16 +132,16 @@ def learnt(chapter, monkeypatch, collection, log):
     known |= {"ranking": chapter.RankingSettings.of("smoke")}
     for name, value in known.items():
         monkeypatch.setattr(chapter, name, value, raising=False)
-    for function in (chapter.features, chapter.train_dense):
+    for function in (chapter.features, chapter.train_dense, chapter.train_dsi):
         function.cache_clear()
-    chapter.train_dense(collection, known["settings"], 0, True)
+    chapter.train_ltrgr(collection, chapter.GenerativeSettings.of("smoke"), 0)
     chapter.train_clicks("rank_din", ranking_task(log), known["ranking"], 0)
     task = chapter.judged_pairs(log.relevance)
     chapter.train_pairs("rel_cross", task, chapter.RelevanceSettings.of("smoke"), 0)
     rows = [{name: v.tolist() for name, v in batches.tensors.items()} for batches in seen]
     words = chapter.translated_words(collection, known["settings"])
     histories = chapter.features().histories
-    for function in (chapter.features, chapter.train_dense):
+    for function in (chapter.features, chapter.train_dense, chapter.train_dsi):
         function.cache_clear()
     return rows, words, histories
 
@@ -158,7 +162,8 @@ def test_answers_of_the_test_part_change_nothing_that_is_learnt(chapter, monkeyp
     (rows, words, histories), (rows_2, words_2, histories_2) = (
         learnt(chapter, monkeypatch, recall_task(of, 1.0, 0), of) for of in (log, other)
     )
-    assert len(rows) == 4  # recall, ranking, and twice for relevance, which learns words first
+    # the dual encoder, DSI and LTRGR; ranking; twice for relevance, which learns words first
+    assert len(rows) == 6
     assert rows == rows_2
     assert words == words_2
     assert np.array_equal(histories[~test], histories_2[~test])
@@ -252,6 +257,71 @@ def test_shuffled_clicks_teach_nothing_and_clicks_do(chapter):
     means = {arm: values.mean() for arm, values in scores.items()}
     assert means["dense_shuffled"] < 0.4
     assert min(means[a] for a in means if a != "dense_shuffled") > 0.8
+
+
+def test_generators_learn_which_product_answers_and_write_only_what_exists(chapter, monkeypatch):
+    titles = [f"thing{i} stuff" for i in range(80)]
+    clicks = [(f"want{i}", i) for i in range(80)] * 8
+    task = collection_of(chapter, titles, clicks, [(f"want{i}", [i]) for i in range(80)])
+    dense = chapter.RecallSettings.of("smoke", epochs=12, learning_rate=2e-2, batch_size=40)
+    monkeypatch.setattr(chapter, "settings", dense, raising=False)
+    chosen = chapter.GenerativeSettings.of("smoke", epochs=15, batch_size=40, weight=1.0)
+    losses = {}
+
+    def fit(module, *given, **named):
+        result = chapter.fit_as_it_is(module, *given, **named)
+        losses[type(module).__name__] = module.history.column("loss")[1]
+        return result
+
+    monkeypatch.setattr(chapter, "fit_as_it_is", chapter.fit, raising=False)
+    monkeypatch.setattr(chapter, "fit", fit)
+    for arm in ("dsi", "ltrgr"):
+        hits = chapter.ARMS[arm](task, chosen, 0)
+        assert hits.ids.shape == (80, 50)
+        assert all(len(set(row)) == 50 for row in hits.ids.tolist())  # each a product, none twice
+        assert (np.diff(hits.scores, axis=1) <= 0).all()
+        assert chapter.evaluate(hits, task.positives)["recall@10"].mean() > 0.8, arm
+    assert losses["Generator"][-5:].mean() < losses["Generator"][:5].mean() / 2
+    assert losses["RankedGenerator"][-5:].mean() < losses["RankedGenerator"][:5].mean()
+    # what training scores is what the search adds up, token by token
+    model, names = chapter.train_dsi(task, chosen, 0)
+    found = chapter.written(model, names, ["want3", "want5"], 50)
+    with torch.no_grad():
+        targets = torch.from_numpy(names.items[found.ids[:, :4]])
+        scores = chapter.log_probabilities(model, names.sources(["want3", "want5"]), targets)
+    np.testing.assert_allclose(scores.numpy(), found.scores[:, :4], atol=1e-4)
+
+
+def test_identifiers_name_each_product_once(chapter):
+    vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    vectors[40:] = vectors[0]  # twenty-one products that nothing tells apart
+    codes, centroids = chapter.identifiers_of(vectors, (4, 4), 1)
+    assert codes.shape == (60, 3)
+    assert len(np.unique(codes, axis=0)) == 60
+    assert codes[40:, :2].tolist() == [codes[0, :2].tolist()] * 20
+    assert codes[40:, 2].tolist() == sorted(codes[40:, 2].tolist())
+    assert [level.shape for level in centroids] == [(4, 4), (4, 4)]
+
+
+def test_rank_loss_by_hand(chapter):
+    scores = torch.tensor([[-2.0, -3.0, -4.0, -3.9], [-1.0, -1.1, -5.0, -2.0]])
+    # what is missing at .25: 0 and .1 + .25 for one query, .25 - .1 and 3 + .25 for the other
+    assert chapter.rank_loss(scores, 0.25).item() == pytest.approx((0.35 + 0.15 + 3.25) / 2)
+    assert chapter.rank_loss(scores[:, [1, 0, 3, 2]], 0.0).item() == pytest.approx(1.1 / 2)
+
+
+def test_rivals_are_what_was_retrieved_and_not_clicked(chapter):
+    lists = np.array([[4, 7, 5, 1], [2, 3, 0, 6], [8, 9, 8, 9]])
+    clicked, which = np.array([5, 6, 1, 2, 8, 9]), np.array([0, 1, 0, 0, 2, 2])
+    kept, rows = chapter.compared(lists, clicked, which, 0)
+    assert kept.tolist() == [0, 1, 2, 3]  # all that the third query found was clicked
+    best, rival, own, other = rows.T.tolist()
+    assert best == [5, 6, 5, 5]  # the first of the clicked ones in the list
+    assert rival == [4, 2, 4, 4]
+    assert own == [5, 6, 1, 2]
+    assert set(other) <= {4, 7, 2, 3, 0}
+    alone = chapter.compared(lists[:1], np.array([2]), np.array([0]), 0)[1]
+    assert alone[0, 0] == 2  # none of the list was clicked: the click itself
 
 
 def test_one_tower_is_shared_and_two_are_not(chapter, settings):

@@ -28,8 +28,8 @@ from minisearch.worlds.icons import IconDials
 
 CHAPTER = "05_tiger_fg"
 DIALS = IconDials(glyphs=12, new_glyphs=4, queries=60)
-FUSIONS = ("text", "image", "sum", "concat", "guided", "unguided")
-BLIND = ("image", "unguided")  # to the text
+FUSIONS = ("text", "image", "sum", "concat", "guided", "late", "pooling")
+BLIND = ("image",)  # to the text
 
 
 @pytest.fixture(scope="module")
@@ -299,7 +299,7 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
     with torch.no_grad():
         sight = tower.see(shelf.pictures[shelf.picture[mosaic[:1]]])
         looked = tower.join(sight, torch.zeros(4, dtype=torch.long), shelf.texts[mosaic])[2]
-    if fusion not in ("guided", "unguided"):
+    if fusion not in ("guided", "late", "pooling"):
         assert looked is None
         return
     for attention in looked:
@@ -307,7 +307,30 @@ def test_attention_is_shared_out_among_the_patches(page, towers, mosaic, fusion)
         assert (attention >= 0).all()
         torch.testing.assert_close(attention.sum(1), torch.ones(4))
         moved = (attention[0] - attention[1:]).abs().amax(1)
-        assert (moved == 0).all() if fusion == "unguided" else (moved > 0).all()
+        assert (moved == 0).all() if fusion == "late" else (moved > 0).all()
+
+
+@pytest.mark.parametrize("fusion", ["late", "pooling"])
+def test_towers_without_guidance_or_slots_get_the_text_s_mean(page, towers, mosaic, fusion):
+    """`late` adds it to what the slots found without it; `pooling` asks the patches with it."""
+    tower, shelf = towers[fusion].item_tower, page.train
+    own = tower.fusion
+    with torch.no_grad():
+        patches = tower.eye(shelf.pictures[shelf.picture[mosaic[:1]]])
+        sight = tower.see(shelf.pictures[shelf.picture[mosaic[:1]]])
+        found = tower.join(sight, torch.zeros(1, dtype=torch.long), shelf.texts[mosaic[1:2]])[0]
+        tokens, there = tower.texts(shelf.texts[mosaic[1:2]])
+        text = own.of_text(tokens[there].mean(0)[None])
+        focus = text
+        if fusion == "late":
+            slots = own.slots[None]
+            slots = slots + own.look(slots, own.look.key(patches), own.look.value(patches))[0]
+            focus = (own.score(slots).softmax(1) * slots).sum(1)
+        guide = own.guide(torch.cat([focus, patches.mean(1)], 1))
+        share = ((own.key(patches) @ guide[0]) / guide.shape[1] ** 0.5).softmax(1)
+        vector = focus + share @ patches[0] + (text if fusion == "late" else 0)
+        expected = F.normalize(tower.out(vector), dim=1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_guided_vector_by_hand(page, towers, mosaic):

@@ -551,6 +551,29 @@ def test_a_trained_arm_elsewhere_must_fall_where_the_grid_predicts(gathered, roo
     assert {row.outcome for row in here if row.cell.arm == "dense"} == {"different"}
 
 
+def test_elsewhere_a_trained_arm_is_compared_with_known_code_that_ran_there(gathered, root: Path):
+    card, found = gathered
+    key = next(iter(found.records.values())).code_key
+    rng, folder = np.random.default_rng(0), root / "beside"
+    there = {"quality": 0.605, "machine": {"cpu": "another"}}
+    cell = card.cells("dense")[1]
+    write_run(folder, cell, code_key=key, **there)
+    (run,) = folder.rglob("run.json")
+    beside = run.parents[1]
+
+    def compared(**facts: Any) -> set[str]:
+        rows = cards.recheck(card, found, rerun(root, **facts), rng, per_arm=True, beside=beside)
+        dense = [row for row in rows if row.cell.arm == "dense"]
+        assert {row.cell for row in dense} == {cell}
+        return outcomes(dense)
+
+    assert compared(**there) == {"equal"}
+    assert compared(**there | {"quality": 0.6051}) == {"different"}
+    write_run(folder, cell, code_key="unheard of", **there)
+    with pytest.raises(InputError, match="run that code"):
+        compared(**there)
+
+
 def flags() -> list[str]:
     return showing.to_json(Card.read(CHAPTER))["claims"][0]["flags"]
 

@@ -194,10 +194,13 @@ def test_recheck_fails_where_a_number_differs(project, card, monkeypatch, capsys
 
     row = cards.Comparison(runs.page_cell("01"), "dense/recall@50", 0.5, 0.25, outcome)
     asked = []
-    monkeypatch.setattr(cards, "recheck", lambda *_, per_arm: asked.append(per_arm) or [row])
+    monkeypatch.setattr(cards, "recheck", lambda *_, **options: asked.append(options) or [row])
     assert call("card", "01", "--recheck") == status
     assert call("card", "01", "--recheck", "--cheap") == status
-    assert asked == [True, False]
+    assert call("card", "01", "--recheck", "--beside", "runs") == status
+    assert [(o["per_arm"], o["beside"]) for o in asked] == [
+        (True, None), (False, None), (True, Path("runs"))
+    ]  # fmt: skip
     out = capsys.readouterr().out
     assert f"{outcome}  01_tiny/main-w0-i0-s1000" in out
     assert "dense/recall@50: 0.5, now 0.25" in out
