@@ -907,7 +907,7 @@ def turn_rewards(lm: LanguageModel, step: Step, group: int) -> Tensor:
 
 # %%
 # What the sweep chose at toy scale, where it is not the settings'; see the card.
-SWEPT: dict[str, dict[str, float]] = {}
+SWEPT: dict[str, dict[str, float]] = {"turn_rewards_full": {"alpha": 1.0}}
 
 
 def settings_of(method: str) -> GainSettings:
@@ -925,7 +925,7 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
         return {"extra_advantage": QueryBonus(lm, settings, BONUSES[name], seed)}
     if name == "step_groups":
         return {"extra_advantage": lambda step: strength * step_groups(step, group)}
-    if name == "turn_rewards":
+    if name in ("turn_rewards", "turn_rewards_full"):
         return {
             "extra_advantage": lambda step: strength * turn_rewards(lm, step, group)
         }
@@ -950,6 +950,7 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 # | `contains` | a bonus of the same size if the right answer stands in the passages: no belief is asked |
 # | `with_thought`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought is exchanged too; an empty context to compare with; a sum over the answer's tokens; no stabilisers; on everything written for the search; not divided by the length; its mean subtracted |
 # | `leave_one_out`, `step_groups`, `turn_rewards` | the rivals |
+# | `turn_rewards_full` | IGPO's term at its own weight of 1: a failure that we keep |
 # | `thought`, `siblings` | ours, without annotation: the model's own verdict; names that right siblings found |
 # | `sub_answers`, `good` | what only an invented world knows, as upper bounds: the belief in the true answer of the step; whether its passage came |
 #
