@@ -769,7 +769,7 @@ def distribution_loss(
 # %% [markdown]
 # Mismatched items are cheap. The picture has been seen already; only the fusion runs again, with the text of a random listing of
 # another category and another picture, and with that listing's picture and the own text. (A foreign text of the *same* mosaic needs no
-# rule of its own: it is one of the other items of the batch, with the same picture.)
+# rule of its own: it is one of the other items of the batch, with the same picture. The other listing's picture shows the own product too in fewer than one of a thousand draws, which is left as it is.)
 
 
 # %%
@@ -1493,7 +1493,7 @@ for number, (metric, label) in enumerate(
 ax.set_yticks(range(len(shown)), [arm.replace("_", " ") for arm in shown])
 ax.invert_yaxis()
 ax.set(xlabel="hits at 1", xlim=(0, 1))
-ax.legend(loc="lower right")
+ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
 record.figure(fig, "layouts", "Hits at 1 on normal pictures and on mosaics.")
 
 # %% [markdown]

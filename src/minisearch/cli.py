@@ -215,17 +215,13 @@ def card(
         bool, typer.Option("--cheap", help="With --recheck: one cell, of a cheap arm.")
     ] = False,
     beside: Annotated[
-        Path | None,
-        typer.Option(
-            "--beside",
-            help="With --recheck, on another machine than the log's: a folder of runs made here by "
-            "code that is not stale, to compare trained arms with.",
-        ),
+        Path | None, typer.Option("--beside", help="With --recheck: a folder of runs.")
     ] = None,
 ) -> None:
     """Show what a chapter claims, on what evidence, and the verdict.
 
-    Example: `minisearch card 01 --json`
+    With --beside, on another machine than the log's, trained arms are compared with runs that code
+    which is not stale made here. Example: `minisearch card 01 --json`
     """
     from minisearch.chapters import find
     from minisearch.claims import Card, cards_folder
