@@ -200,7 +200,7 @@ class GainSettings(LoopSettings):
     """What IG-Search adds."""
 
     draws: int = dial(3, 3, 3, 3, source="3")
-    alpha: float = dial(0.3, 0.3, 0.3, 0.3, source="0.3; sweep")
+    alpha: float = dial(3.0, 3.0, 0.3, 0.3, source="0.3; sweep")
     dead_zone: float = dial(0.05, 0.05, 0.05, 0.05, source="not published; ours; nats")
     damping: float = dial(0.5, 0.5, 0.5, 0.5, source="not published; ours")
     scale: float = dial(1.0, 1.0, 1.0, 1.0, source="not published; ours; nats")
@@ -907,7 +907,17 @@ def turn_rewards(lm: LanguageModel, step: Step, group: int) -> Tensor:
 
 # %%
 # What the sweep chose at toy scale, where it is not the settings'; see the card.
-SWEPT: dict[str, dict[str, float]] = {"turn_rewards_full": {"alpha": 1.0}}
+SWEPT: dict[str, dict[str, float]] = {
+    "leave_one_out": {"learning_rate": 1.2e-3},
+    "step_groups": {"alpha": 1.0},
+    "turn_rewards": {"alpha": 0.1},
+    "turn_rewards_full": {"alpha": 1.0},
+    "with_thought": {"alpha": 1.0},
+    "no_share": {"alpha": 1.0},
+    "siblings": {"alpha": 1.0},
+    "sub_answers": {"alpha": 1.0},
+    "good": {"alpha": 1.0},
+}
 
 
 def settings_of(method: str) -> GainSettings:
