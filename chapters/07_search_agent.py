@@ -27,6 +27,7 @@ import inspect
 
 from IPython.display import HTML, Code, Markdown, display
 
+from minisearch.agents.viewer import group_html
 from minisearch.showing import card_box
 
 Markdown(card_box("07_search_agent"))
@@ -70,6 +71,13 @@ from minisearch.agents.study import (
     train,
 )
 from minisearch.agents.trajectory import Trajectory, collate
+from minisearch.data.qa import Document, Question
+from minisearch.lit import Batches
+from minisearch.models.lm import LanguageModel, load_lm
+from minisearch.profiles import dial, quiet, use_threads
+from minisearch.recorder import Recorder
+from minisearch.retriever import Hit
+from minisearch.worlds.wiki_relations import BY_NOUN
 
 # %% [markdown]
 # ## One question
@@ -80,15 +88,6 @@ from minisearch.agents.trajectory import Trajectory, collate
 # model writes before any reinforcement learning. It learnt from demonstrations that err: all of
 # them have the form of an attempt, few have a good query.
 # %% tags=["page-only", "hide-input"]
-from minisearch.agents.viewer import group_html
-from minisearch.data.qa import Document, Question
-from minisearch.lit import Batches
-from minisearch.models.lm import LanguageModel, load_lm
-from minisearch.profiles import dial, quiet, use_threads
-from minisearch.recorder import Recorder
-from minisearch.retriever import Hit
-from minisearch.worlds.wiki_relations import BY_NOUN
-
 start = load_lm("toy-0")
 protocol = protocol_of(start.tokenizer)
 example, library = open_world("blank", 100)

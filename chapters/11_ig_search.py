@@ -24,6 +24,7 @@
 # %% tags=["page-only", "hide-input"]
 from IPython.display import HTML, Markdown, display
 
+from minisearch.agents.viewer import group_html
 from minisearch.showing import card_box
 
 Markdown(card_box("11_ig_search"))
@@ -44,14 +45,6 @@ from minisearch.agents.beliefs import Branch, branch_log_probs
 from minisearch.agents.grpo import GRPO, Step
 from minisearch.agents.objective import group_advantages
 from minisearch.agents.protocol import protocol_of
-
-# %% [markdown]
-# ## One attempt, query by query
-#
-# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, the first
-# attempts at one question that no attempt answered. To each query belongs the gain that this chapter is about: a positive one
-# says that after these passages the right answer is likelier than after those of other searches.
-# %% tags=["page-only", "hide-input"]
 from minisearch.agents.rewards import exact_match_reward, gold_recall, normalise_answer
 from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.study import (
@@ -68,7 +61,6 @@ from minisearch.agents.study import (
     train,
 )
 from minisearch.agents.trajectory import Trajectory, collate
-from minisearch.agents.viewer import group_html
 from minisearch.data.qa import Question
 from minisearch.errors import InputError
 from minisearch.metrics import auc_by_group
@@ -77,6 +69,13 @@ from minisearch.profiles import derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
 from minisearch.storage import cached
 
+# %% [markdown]
+# ## One attempt, query by query
+#
+# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, the first
+# attempts at one question that no attempt answered. To each query belongs the gain that this chapter is about: a positive one
+# says that after these passages the right answer is likelier than after those of other searches.
+# %% tags=["page-only", "hide-input"]
 start = load_lm("toy-0")
 example, example_library = open_world("blank", 100)
 shown_asked = [q for q in example.questions(24, hops=(2, 3), seed=1) for _ in range(8)]
@@ -1182,7 +1181,7 @@ from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
 fig, ax = figure(height=3.8)
-for n, arm in enumerate(("grpo", "ig", "shuffled", "sub_answers")):
+for n, arm in enumerate(("grpo", "ig", "shuffled_within", "constant")):
     places, curves = pages.training_curves("11_ig_search", arm)
     if curves:
         middle = interquartile_mean_curve(curves)
@@ -1197,61 +1196,43 @@ record.figure(fig, "curves", "learning curves over the grid")
 # %% [markdown]
 # ### Dose and response
 #
-# If the bonus is worth most where every attempt fails, its gain over GRPO must grow with the share of such groups. Here that share is set: training questions of which 0, 50 or 95 % were
-# beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in GRPO's first half of training.
+# If the bonus is worth most where every attempt fails, its gain over GRPO must grow with the share of such groups. Here that share is set: questions of three hops, of which 25, 50 or 95 % were
+# beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in the first half of GRPO's training.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, lines their means; paired by encyclopedia, model and seed.", "name": "fig-11-dose"}, "image": {"alt": "#:DOSEALT"}}
-DOSES = ("@hard0", "", "@hard50", "@hard95")
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, paired by encyclopedia, model and seed, lines their means. Beside it the same bonus without its information, where it ran.", "name": "fig-11-dose"}, "image": {"alt": "#:DOSEALT"}}
+DOSES = ("hard25", "hard50", "hard95")
 
 
 def paired_gain(arm: str, kind: str) -> np.ndarray:
-    """What an arm has over `grpo` in each run that both have. Shape: (R,)."""
+    """What an arm has over `grpo` in each run that both have. Shape: -> (R,)."""
     runs: dict[tuple, dict[str, float]] = {}
-    for cell in load_cells("11_ig_search"):
-        method, _, own = cell.cell.arm.partition("@")
-        if own == kind.removeprefix("@"):
-            place = (cell.cell.world_seed, cell.cell.init_seed, cell.cell.seed)
-            metric = (
-                cell.metrics[f"{cell.cell.arm}/em_training"]
-                if method in ("grpo", arm)
-                else None
-            )
-            runs.setdefault(place, {})[method] = metric
-    both = [
-        r for r in runs.values() if r.get(arm) is not None and r.get("grpo") is not None
-    ]
-    return np.array([r[arm] - r["grpo"] for r in both])
+    for log in load_cells("11_ig_search"):
+        method, _, own = log.cell.arm.partition("@")
+        if own == kind and method in ("grpo", arm):
+            place = (log.cell.world_seed, log.cell.init_seed, log.cell.seed)
+            score = log.metrics[f"{log.cell.arm}/em_training"]
+            runs.setdefault(place, {})[method] = score
+    pairs = [run for run in runs.values() if len(run) == 2]
+    return np.array([run[arm] - run["grpo"] for run in pairs])
 
 
 fig, ax = figure(height=3.6)
-for n, arm in enumerate(("ig", "shuffled")):
+for n, arm in enumerate(("ig", "constant")):
     dots = {
-        grid_mean(f"grpo{kind}/all_wrong_early"): paired_gain(arm, kind)
+        grid_mean(f"grpo@{kind}/all_wrong_early"): paired_gain(arm, kind)
         for kind in DOSES
     }
-    dots = {x: y for x, y in sorted(dots.items()) if len(y) and np.isfinite(x)}
+    dots = {x: y for x, y in sorted(dots.items()) if len(y)}
     for x, y in dots.items():
-        shift = 0.004 * (2 * n - 1)
-        ax.plot(
-            np.full(len(y), x + shift),
-            y,
-            "o",
-            color=COLORS[n],
-            alpha=0.35,
-            markersize=4,
-        )
+        places = np.full(len(y), x + 0.008 * n)
+        ax.plot(places, y, "o", color=COLORS[n], alpha=0.35, markersize=4)
     if dots:
-        ax.plot(
-            list(dots),
-            [y.mean() for y in dots.values()],
-            color=COLORS[n],
-            label=f"{arm} over grpo",
-        )
+        places = [x + 0.008 * n for x in dots]
+        means = [y.mean() for y in dots.values()]
+        ax.plot(places, means, "-s", color=COLORS[n], label=f"{arm} over grpo")
 ax.axhline(0, color="0.4", linewidth=1, linestyle="--")
-ax.set(
-    xlabel="share of groups all wrong, first half of GRPO's training",
-    ylabel="gain in right answers",
-)
+ax.set(xlabel="share of groups all wrong, first half of GRPO's training")
+ax.set(ylabel="gain in right answers")
 if ax.get_legend_handles_labels()[0]:
     ax.legend()
 record.figure(fig, "dose", "gain by share of failing groups")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from minisearch import chapters
+from minisearch.cells import grid_source
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "chapters").glob("*.py"))
@@ -67,6 +68,14 @@ def test_exercises_are_no_part_of_what_a_grid_measures(path):
     for cell in notebook(path).cells:
         if cell.cell_type == "code" and "nbgrader" in cell.metadata:
             assert "page-only" in cell.metadata.tags, cell.source[:80]
+
+
+def test_a_grid_cell_needs_nothing_of_the_cells_it_leaves_out(path):
+    """A name that only a `page-only` cell imports works on the page and fails in the grid."""
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "-"]
+    source = grid_source(path.read_text("utf-8"))
+    done = subprocess.run(command, input=source, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
 
 
 def test_markers_are_paired_within_their_cell(path):
