@@ -30,11 +30,9 @@ from minisearch.showing import card_box
 Markdown(card_box("11_ig_search"))
 
 # %% tags=["hide-input"]
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,29 +43,25 @@ from minisearch.agents.beliefs import Branch, branch_log_probs
 from minisearch.agents.grpo import GRPO, Step
 from minisearch.agents.objective import group_advantages
 from minisearch.agents.protocol import protocol_of
+from minisearch.agents.queries import due_steps, record_test, scored
 from minisearch.agents.rewards import exact_match_reward, gold_recall, normalise_answer
 from minisearch.agents.rollout import RolloutConfig, rollout
+from minisearch.agents.screening import composed, hard_task, knows_the_rest, screened
 from minisearch.agents.study import (
     AgentSettings,
     Task,
-    answers,
     chosen,
     invented_task,
-    judged,
     open_world,
     real_task,
-    record_answers,
     record_training,
     train,
 )
-from minisearch.agents.trajectory import Trajectory, collate
-from minisearch.data.qa import Question
-from minisearch.errors import InputError
+from minisearch.agents.trajectory import Trajectory
 from minisearch.metrics import auc_by_group
 from minisearch.models.lm import LanguageModel, load_lm
 from minisearch.profiles import derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
-from minisearch.storage import cached
 
 # %% [markdown]
 # ## One attempt, query by query
@@ -477,21 +471,6 @@ def found_names(lm: LanguageModel, attempt: Trajectory) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
 
 
-def due_steps(attempt: Trajectory, question: Question) -> list[tuple[int, bool]]:
-    """Of each search: the first step whose passage had not come, and whether it came now.
-
-    The step is -1 once the passages of all steps have come, in whatever order.
-    """
-    gold = [set(hop["gold_ids"]) for hop in question["metadata"]["hops"]]
-    seen: set[str] = set()
-    found = []
-    for brought in attempt.retrieved:
-        due = next((n for n, ids in enumerate(gold) if not ids & seen), -1)
-        found.append((due, due >= 0 and bool(gold[due] & set(brought))))
-        seen |= set(brought)
-    return found
-
-
 def wanted_names(
     lm: LanguageModel, step: Step, searches: Sequence[Search], of: str, group: int
 ) -> list[list[str]]:
@@ -629,22 +608,6 @@ BONUSES = {
     "good": Bonus(of="good"),
 }
 
-
-def scored(
-    lm: LanguageModel,
-    attempts: Sequence[Trajectory],
-    asked: Sequence[Question],
-    each: int,
-) -> Step:
-    """Attempts as GRPO scores them, `each` at a question, side by side."""
-    pairs = zip(attempts, asked, strict=True)
-    rewards = torch.tensor([exact_match_reward(*pair) for pair in pairs])
-    batch = collate(attempts, lm.pad_id)
-    advantages = group_advantages(rewards.view(-1, each)).view(-1, 1) * batch.policy
-    own = (batch.policy, advantages, batch.log_probs)
-    return Step(list(attempts), list(asked), rewards, batch, *own)
-
-
 # %% [markdown]
 # Here is what becomes of the group at the top: the first two attempts, every token that the model wrote with its advantage. Without the bonus all of them would be 0.
 
@@ -683,16 +646,6 @@ class Looked:
     )  # and all facts after it were in the model's pre-training, itself not
     answer: np.ndarray  # the right answer stands in the passages
     question: np.ndarray
-
-
-def knows_the_rest(known: Sequence[bool]) -> bool:
-    """Whether only the first of these facts has to be looked up: the others were read before."""
-    return not known[0] and all(known[1:])
-
-
-def composed(question: Question) -> bool:
-    """Whether all facts of a question but the first were read before."""
-    return knows_the_rest(question["metadata"]["known"])
 
 
 def first_attempts(lm: LanguageModel, kind: str, count: int, each: int) -> Step:
@@ -969,80 +922,18 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 
 
 # %%
-def screened(lm: LanguageModel) -> list[tuple[Question, int]]:
-    """Questions of the training encyclopedia, and how many of 8 first attempts were right."""
-    home, library = open_world("blank", 200 + world_seed)
-    count, seeded = settings.candidates, derive_seed(0, "screened")
-    questions = home.questions(count, hops=(3,), seed=seeded)
-
-    def build(folder: Path) -> None:
-        protocol = protocol_of(lm.tokenizer)
-        asked = [question for question in questions for _ in range(8)]
-        prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
-        attempts = rollout(lm, library, protocol, prompts, settings.attempts(), 8)
-        pairs = zip(attempts, asked, strict=True)
-        right = np.array([exact_match_reward(*pair) for pair in pairs]).reshape(-1, 8)
-        (folder / "right.json").write_text(json.dumps(right.sum(1).tolist()))
-
-    key = {"world": world_seed, "init": init_seed, "count": count}
-    key |= {"attempts": repr(settings.attempts())}
-    right = json.loads((cached("screened", key, build) / "right.json").read_text())
-    return list(zip(questions, right, strict=True))
-
-
-def hard_task(lm: LanguageModel, settings: GainSettings, share: float) -> Task:
-    """Questions of three hops to train on, a share of which all 8 first attempts failed."""
-    count = settings.steps * settings.questions_a_step
-    random = np.random.default_rng(derive_seed(seed, "hard"))
-    pools: dict[bool, list[Question]] = {True: [], False: []}
-    for question, right in screened(lm):
-        pools[right == 0].append(question)
-    sizes, drawn = {True: round(share * count)}, []
-    sizes[False] = count - sizes[True]
-    for hard, wanted in sizes.items():
-        if len(pools[hard]) < wanted:
-            found = f"{len(pools[hard])} {'hard' if hard else 'other'} questions"
-            raise InputError("questions", found, str(wanted), "screen more candidates.")
-        order = random.permutation(len(pools[hard]))[:wanted]
-        drawn += [pools[hard][n] for n in order]
-    task = invented_task(settings, "blank", world_seed, seed)
-    return replace(task, training=drawn)
-
-
-# %%
 def open_task(kind: str, lm: LanguageModel, settings: GainSettings) -> Task:
     """The task of an arm: blank, knowing, or hard and a percentage; of files, their own."""
     if settings.model != "toy" or data:
         return real_task(settings, data, service, seed)
     if kind.startswith("hard"):
-        return hard_task(lm, settings, int(kind.removeprefix("hard")) / 100)
+        start, count = f"toy-{init_seed}", settings.candidates
+        found = screened(lm, start, settings, world_seed, count)
+        share = int(kind.removeprefix("hard")) / 100
+        return hard_task(found, settings, world_seed, seed, share)
     if kind == "knowing":
         return invented_task(settings, kind, world_seed, seed, composed)
     return invented_task(settings, kind, world_seed, seed)
-
-
-def query_tokens(attempt: Trajectory) -> float:
-    """Mean number of tokens of an attempt's queries, 0 without any."""
-    lengths = [len(s.ids) for s in attempt.segments if s.kind == "query"]
-    return float(np.mean(lengths)) if lengths else 0.0
-
-
-def written(attempt: Trajectory) -> int:
-    """Tokens that the model wrote."""
-    return sum(len(s.ids) for s in attempt.segments if s.sampled)
-
-
-# %%
-def measure(name: str, lm: LanguageModel, task: Task) -> None:
-    """Let a policy answer the test questions, from their plain prompts."""
-    columns = {}
-    for how, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
-        attempts = answers(lm, task, settings.attempts(temperature))
-        found = judged(attempts, task)
-        found["query_tokens"] = np.array([query_tokens(a) for a in attempts])
-        found["written"] = np.array([written(a) for a in attempts], float)
-        columns |= {f"{metric}_{how}": values for metric, values in found.items()}
-    record_answers(record, name, columns, task)
 
 
 def record_bonus(name: str, module: GRPO) -> None:
@@ -1080,7 +971,7 @@ def run_arm(name: str) -> None:
         record_training(record, name, module)
         record_bonus(name, module)
         MODULES[name] = module
-    measure(name, lm, task)
+    record_test(record, name, lm, task, settings)
 
 
 # %% tags=["train"]
