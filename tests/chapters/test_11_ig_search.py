@@ -12,8 +12,7 @@ import torch
 
 from minisearch import chapters
 from minisearch.agents.objective import clipped_loss
-from minisearch.agents.trajectory import Segment, Trajectory
-from minisearch.errors import InputError
+from minisearch.agents.trajectory import Segment, Trajectory, collate
 from minisearch.models.lm import load_lm
 from minisearch.recorder import Recorder
 
@@ -341,19 +340,6 @@ def test_a_control_is_of_the_values_after_everything_else(page, lm, step, monkey
 # -- names, steps, verdicts ------------------------------------------------------------------------
 
 
-def due_of(page, gold, retrieved):
-    question = {"metadata": {"hops": [{"gold_ids": ids, "answer": "x"} for ids in gold]}}
-    return page.due_steps(Trajectory([], retrieved=retrieved), question)
-
-
-def test_the_step_that_is_due_by_hand(page):
-    gold = [["a"], ["b", "B"], ["c"]]
-    in_order = due_of(page, gold, [["x"], ["a"], ["B"], ["c"], ["a"]])
-    assert in_order == [(0, False), (0, True), (1, True), (2, True), (-1, False)]
-    assert due_of(page, gold, [["b"], ["a"], ["c"]]) == [(0, False), (0, True), (2, True)]
-    assert due_of(page, gold, [["a", "b"], ["a"], ["c"]]) == [(0, True), (2, False), (2, True)]
-
-
 def test_names_that_thoughts_found_and_not_those_of_passages(page, lm, step):
     bridge, answer = (hop["answer"] for hop in step.questions[0]["metadata"]["hops"])
     assert page.found_names(lm, step.attempts[0]) == [bridge, answer]
@@ -391,7 +377,7 @@ def test_turns_that_began_with_the_same_passages_are_compared(page, lm, step):
     one = step.attempts[0]
     step.attempts[1] = one  # both attempts saw the same passages, one is right
     step.rewards[:] = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    step.batch = page.collate(step.attempts, lm.pad_id)
+    step.batch = collate(step.attempts, lm.pad_id)
     step.advantages = torch.zeros(step.batch.ids.shape)
     extra, turns = page.step_groups(step, 2, gamma=0.5), page.turns_of(step)
     half = 1 / 2**0.5  # of two values the standardised ones
@@ -423,7 +409,7 @@ def test_turn_rewards_are_standardised_changes_of_belief_and_of_what_follows(pag
         cuts += [attempt.prefix(n) for n in range(len(attempt.queries))]
         beliefs = lm.answer_log_prob(cuts, [gold] * len(cuts))
         changes.append((beliefs[1:] - beliefs[:-1]).tolist())
-    every = torch.tensor(sum(changes, []))
+    every = torch.tensor([value for own in changes for value in own])
     score = ((every - every.mean()) / (every.std() + 1e-6)).tolist()
     expected = {(0, 0): score[0] + score[1], (0, 1): score[1], (1, 0): score[2], (0, 2): 0.0}
     for (row, turn), value in expected.items():
@@ -444,30 +430,6 @@ def test_leave_one_out_compares_with_the_mean_of_the_others(page):
 
 
 # -- tasks and arms --------------------------------------------------------------------------------
-
-
-def test_hard_questions_are_those_that_no_first_attempt_answered(page, lm, monkeypatch):
-    home, _ = page.open_world("blank", 200)
-    rows = [(q, n % 3) for n, q in enumerate(home.questions(30, hops=(3,), seed=1))]
-    monkeypatch.setattr(page, "screened", lambda _: rows)
-    settings = replace(page.settings, steps=2, questions_a_step=5)
-    right = {q["id"]: n for q, n in rows}
-    for share, hard in ((0.0, 0), (0.5, 5), (0.95, 10), (1.0, 10)):
-        task = page.hard_task(lm, settings, share)
-        found = [right[q["id"]] for q in task.training]
-        assert len(found) == 10 == len({q["id"] for q in task.training})
-        assert found.count(0) == hard
-    with pytest.raises(InputError, match="screen more candidates"):
-        page.hard_task(lm, replace(settings, steps=4), 0.95)
-
-
-def test_screening_is_done_once(page, lm, monkeypatch):
-    monkeypatch.setattr(page, "settings", replace(page.settings, candidates=3))
-    first = page.screened(lm)
-    assert len(first) == 3
-    assert all(0 <= right <= 8 for _, right in first)
-    monkeypatch.setattr(page, "rollout", None)
-    assert page.screened(lm) == first
 
 
 def test_where_the_rest_is_known_only_the_first_fact_is_new(page, lm):
@@ -495,8 +457,8 @@ def test_answering_costs_what_it_costs_without_the_bonus(page, lm, monkeypatch):
 
     task = page.open_task("blank", lm, page.settings)
     monkeypatch.setattr(page, "branch_log_probs", never)
-    page.measure("ig", lm, task)
-    page.measure("grpo", lm, task)
+    page.record_test(page.record, "ig", lm, task, page.settings)
+    page.record_test(page.record, "grpo", lm, task, page.settings)
     metrics = page.record.metrics
     for name in ("written", "searches", "em"):
         assert metrics[f"ig/{name}_sampled"] == metrics[f"grpo/{name}_sampled"]
