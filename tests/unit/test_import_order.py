@@ -31,7 +31,8 @@ ORDER = [
     "agents.rollout", "agents.scoring", "agents.objective", "agents.grpo", "agents.beliefs",
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
     "agents.report", "agents.viewer",
-    "recorder", "agents.study", "agents.queries", "agents.screening", "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
+    "recorder", "agents.study", "agents.queries", "agents.screening",
+    "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
 
