@@ -15,10 +15,9 @@
 # # IG-Search: what was it worth to ask?
 #
 # Eight attempts at a question, all of them wrong. Some asked for the right thing and lost it later, some asked for nothing
-# useful. The search agent of [chapter 7](07_search_agent.py) learns nothing from the eight: they have the same reward,
-# and better than its group is none of them. And where one attempt is right, all of its queries are praised alike, the useless ones
-# with the others. IG-Search {cite:p}`igsearch` gives each *query* a reward of its own: by how much did what came back
-# raise the model's own belief in the right answer, compared with what a random search would have brought? No annotation is needed beyond the answer.
+# useful. The search agent of [chapter 7](07_search_agent.py) learns nothing from the eight: their rewards are equal, so that none is better than its group. And where one attempt is right, all of its queries are praised alike, useless ones
+# too. IG-Search {cite:p}`igsearch` gives each *query* a reward of its own: by how much did what came back
+# raise the model's own belief in the right answer, compared with passages that other questions' searches brought? No annotation is needed beyond the answer.
 # This chapter builds that reward, asks first what it can see and what it cannot, and then whether a policy that gets it learns faster.
 
 # %% tags=["page-only", "hide-input"]
@@ -58,6 +57,7 @@ from minisearch.agents.study import (
     train,
 )
 from minisearch.agents.trajectory import Trajectory
+from minisearch.errors import InputError
 from minisearch.metrics import auc_by_group
 from minisearch.models.lm import LanguageModel, load_lm
 from minisearch.profiles import derive_seed, dial, quiet, use_threads
@@ -66,9 +66,8 @@ from minisearch.recorder import Recorder
 # %% [markdown]
 # ## One attempt, query by query
 #
-# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, the first
-# attempts at one question that no attempt answered. To each query belongs the gain that this chapter is about: a positive one
-# says that after these passages the right answer is likelier than after those of other searches.
+# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below, eight first attempts at one question: the first of two dozen that nobody answered and at which the attempts differ
+# clearly in what they found, the best of them first. What each query was worth follows in step 5.
 # %% tags=["page-only", "hide-input"]
 start = load_lm("toy-0")
 example, example_library = open_world("blank", 100)
@@ -119,8 +118,8 @@ HTML(
 # | IG-Search | **.430** (base) | **.479** (instruct) |
 # | IG-Search, compared with an empty context instead of other passages | .403 | |
 #
-# On Bamboogle, 125 questions, IG-Search is at .424 and GiGPO at .641. Of the mechanism the abstract says that groups in which every
-# attempt fails still give a signal, and of the cost that a step takes 6.4 % longer, an answer nothing.
+# On Bamboogle, 125 questions, the 3B models: IG-Search .424, GiGPO .641. The abstract says that groups in which every attempt fails still give a signal, that a training step takes about 6.4 % longer, and that answering costs
+# nothing more.
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -251,8 +250,10 @@ def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Searc
 # $$L(a^* \mid C) = \frac{1}{|a^*|} \sum_k \log \pi_{\text{old}}\bigl(a^*_k \mid C,\, \texttt{<answer>},\, a^*_{<k}\bigr).$$ (eq-11-belief)
 #
 # $\pi_{\text{old}}$ is the policy that wrote the attempts, and there is no gradient. That the tag of the answer is opened is our reading. The
-# attempt was read once already; a belief after other passages is a *branch* that leaves it where its passages begin.
-# `branch_log_probs` reads every attempt once and lets all of its branches use the same keys and values.
+# attempt is read once more, and a belief is a *branch* that leaves it after the query and goes on with passages and an answer of its own: in `branch_log_probs` all branches of an attempt share its keys and values.
+#
+# Our toy models were prepared for this: part of their pre-training were attempts cut short, then the true answer, a quarter of them with unrelated passages. A model from the shelf has not been taught to put a number on half of
+# the evidence.
 
 # %% tags=["page-only"]
 import time
@@ -280,17 +281,17 @@ print(f"as branches:         {time.process_time() - middle:.1f} s")
 # %% [markdown]
 # ## Step 3: compared with what?
 #
-# The belief after the passages says little by itself: some answers are likelier than others whatever one reads. Neither does the
-# difference to the belief before them. A block of passages is text, and text of the right form changes the belief even if it is about something else. So the
+# The belief after the passages says little by itself: some answers are likelier than others whatever one reads. The
+# difference to the belief before them is no better: a block of passages is text, and text of the right form changes the belief even if it is about something else. So the
 # comparison is with blocks that came back in *other questions'* searches of the same batch:
 #
 # $$\mathrm{IG}_t = L(a^* \mid C_t) - \frac1N \sum_{j=1}^{N} L(a^* \mid C_t^{(j)}), \qquad N = 3.$$ (eq-11-gain)
 #
-# In $C_t^{(j)}$ everything before the passages stays. We draw from different questions, as far as there are so many, and only
-# blocks without the answer: in a small world one would otherwise be there by accident.
+# In $C_t^{(j)}$ everything before the passages stays. The three come from three other questions where there are so many. Blocks are left out that hold the answer, or were followed by a thought that names it; in a small world
+# that happens by accident.
 #
 # One of the notes says that the unit that is exchanged is the passages *and* the block that the model wrote about them, its refinement. Our model writes no such block, only a
-# thought, which is in part about the passages and in part a plan. We exchange the passages alone, and have an arm that exchanges the thought with them, `with_thought`; step 6 shows what speaks for that.
+# thought, which is in part about the passages and in part a plan. We exchange the passages alone, and have an arm that exchanges the thought with them, `with_thought`. Step 6 shows the price of either: with the thought, useless passages get a gain too; without it, the gain sees less of bridges. We chose by the first, before any training.
 
 
 # %%
@@ -329,7 +330,7 @@ def strangers(
 # %%
 @dataclass(frozen=True)
 class Gain:
-    """How a gain is measured; the defaults are the paper's."""
+    """How a gain is measured; the defaults are those of `ig`, the paper's as far as we know it."""
 
     opening: str = "<answer>"  # what stands between the passages and the name
     thought: bool = False  # the thought about the passages is exchanged with them
@@ -390,6 +391,24 @@ def gains(
     return torch.where(values.isinf(), 0.0, values)
 
 
+# %% tags=["page-only", "hide-input"]
+names = [[name] for name in golds]
+questions = [question["question"] for question in shown_asked]
+others = strangers(searches, questions, names, 3, np.random.default_rng(0))
+every = [
+    branch
+    for those in branches_of(start, searches, names, others, Gain()).values()
+    for branch in those
+]
+began = time.process_time()
+branch_log_probs(start, [attempt.ids for attempt in shown], every)
+spent, own = time.process_time() - began, sum(len(a.ids) for a in shown)
+read = sum(len(branch.ids) for branch in every)
+print(
+    f"a true and three random branches a search: {len(every)} branches, {spent:.1f} s"
+)
+print(f"tokens read: {own:,} of the attempts, {read:,} of their branches")
+
 # %% [markdown]
 # ## Step 4: taming it
 #
@@ -422,16 +441,17 @@ for before, after in zip(raw.tolist(), tame.tolist(), strict=True):
 # $$\tilde A_{i,p} = A_i + \alpha\, \frac{\widetilde{\mathrm{IG}}_t}{|Q_t|} \quad \text{for } p \in Q_t, \qquad
 # \tilde A_{i,p} = A_i \quad \text{elsewhere}.$$ (eq-11-advantage)
 #
-# The division keeps a longer query from earning more. Where all attempts fail, $A_i = 0$ and the second term is all
+# The division keeps a longer query from earning more. Where all attempts fail (or all succeed), $A_i = 0$ and the second term is all
 # there is. Below is the whole of it, with switches for what we compare it with: other values than the gain of the answer, other tokens, no
-# stabilisers, and *controls* that hand out the same amounts without the information. With `constant` each query gets the mean of its step. With `within`
-# the values change places among the searches of the same question and the same number, so that a hard question stays a hard question. With `all` they change places freely.
+# stabilisers, and *controls* that hand out the same amounts with less of what they say. `constant` gives each query the mean of its step: nothing is left but that asking pays. `within`
+# exchanges values among searches of the same question and number: what is lost is which attempt asked well, while hard questions and late searches keep theirs, and a search that has no other beside it keeps its own value.
+# `all` exchanges them freely.
 
 
 # %%
 @dataclass(frozen=True)
 class Bonus:
-    """What a search is rewarded for, and which tokens get it; the defaults are the paper's."""
+    """What a search is rewarded for, and which tokens get it; the defaults are those of `ig`."""
 
     of: str = (
         "answer"  # or "siblings", "steps": other names; "thought", "contains", "good"
@@ -460,7 +480,7 @@ def turns_of(step: Step) -> Tensor:
 # %% [markdown]
 # Whose probability should a good query raise? The paper's answer is *the right answer's*. For a query on the way there that may not be so: who learns where Ada's sister was
 # born does not know the mayor yet. Two further sources are **ours**. *Siblings*: names that a right attempt of the same group said it had found, in its own thoughts; no
-# annotation is used. *Steps*: the true answer of the step that is due, which only an invented world knows. That one is an upper bound, not a rival.
+# annotation is used beyond which attempts were right. In a group that failed there is no right sibling, so that this source is silent exactly where the paper's speaks. *Steps*: the true answer of the step that is due, which only an invented world knows. That one is an upper bound, not a rival.
 
 
 # %%
@@ -519,7 +539,10 @@ def verdicts(step: Step, searches: Sequence[Search], of: str) -> Tensor:
 def controlled(
     values: Tensor, places: Sequence[tuple], control: str, random: np.random.Generator
 ) -> Tensor:
-    """The same amounts without what they say; `within` exchanges those of equal `places`."""
+    """The same amounts without what they say; `within` exchanges those of equal `places`.
+
+    Exchanged in a circle, so that none stays where it was unless it is alone.
+    """
     if control == "constant":
         return values.mean().expand(len(values))
     groups: dict[tuple, list[int]] = {}
@@ -527,8 +550,47 @@ def controlled(
         groups.setdefault(place if control == "within" else (), []).append(number)
     found = values.clone()
     for members in groups.values():
-        found[members] = values[random.permutation(members)]
+        circle = random.permutation(members)
+        found[circle] = values[np.roll(circle, 1)]
     return found
+
+
+# %%
+def raw_values(
+    lm: LanguageModel,
+    step: Step,
+    searches: Sequence[Search],
+    bonus: Bonus,
+    settings: GainSettings,
+    random: np.random.Generator,
+) -> Tensor:
+    """Gains, or verdicts, before anything is done to them. Shape: -> (S,)."""
+    if bonus.of in ("thought", "contains", "good"):
+        return verdicts(step, searches, bonus.of)
+    names = wanted_names(lm, step, searches, bonus.of, settings.group)
+    asked = [question["question"] for question in step.questions]
+    others = strangers(searches, asked, names, settings.draws, random)
+    return gains(lm, step.attempts, searches, names, others, bonus.gain)
+
+
+def treated(
+    values: Tensor,
+    step: Step,
+    searches: Sequence[Search],
+    bonus: Bonus,
+    settings: GainSettings,
+    random: np.random.Generator,
+) -> Tensor:
+    """What each search is given, before the weight. Shape: (S,) -> (S,)."""
+    if bonus.stabilise:
+        limits = (settings.dead_zone, settings.damping, settings.scale)
+        values = stabilised(values, *limits)
+    if bonus.centre:
+        values = values - values.mean()
+    if bonus.control:
+        places = [(step.questions[s.row]["question"], s.number) for s in searches]
+        values = controlled(values, places, bonus.control, random)
+    return values
 
 
 # %%
@@ -545,37 +607,14 @@ class QueryBonus:
         self.random = np.random.default_rng(derive_seed(seed, "strangers"))
         self.log: list[dict[str, float]] = []
 
-    def raw(self, step: Step, searches: Sequence[Search]) -> Tensor:
-        """Gains, or verdicts, before anything is done to them. Shape: -> (S,)."""
-        of, gain = self.bonus.of, self.bonus.gain
-        if of in ("thought", "contains", "good"):
-            return verdicts(step, searches, of)
-        names = wanted_names(self.lm, step, searches, of, self.settings.group)
-        asked = [question["question"] for question in step.questions]
-        others = strangers(searches, asked, names, self.settings.draws, self.random)
-        return gains(self.lm, step.attempts, searches, names, others, gain)
-
-    def values(self, step: Step, searches: Sequence[Search]) -> Tensor:
-        """What each search is given, before the weight. Shape: -> (S,)."""
-        bonus, settings = self.bonus, self.settings
-        values = self.raw(step, searches)
-        if bonus.stabilise:
-            limits = (settings.dead_zone, settings.damping, settings.scale)
-            values = stabilised(values, *limits)
-        if bonus.centre:
-            values = values - values.mean()
-        if bonus.control:
-            places = [(step.questions[s.row]["question"], s.number) for s in searches]
-            values = controlled(values, places, bonus.control, self.random)
-        return values
-
     def __call__(self, step: Step) -> Tensor:
         """Shape: -> (N, L)."""
         searches = searches_of(self.lm, step.attempts)
         extra = torch.zeros_like(step.advantages)
         if not searches:
             return extra
-        values, turns = self.values(step, searches), turns_of(step)
+        own = (step, searches, self.bonus, self.settings, self.random)
+        values, turns = treated(raw_values(self.lm, *own), *own), turns_of(step)
         for search, value in zip(searches, values.tolist(), strict=True):
             place = turns if self.bonus.tokens == "turn" else step.batch.search
             where = place[search.row] == search.number
@@ -614,11 +653,43 @@ BONUSES = {
 # %% tags=["page-only", "hide-input"]
 from minisearch.agents.viewer import tokens_html
 
-eight = scored(start, shown, shown_asked, 8)
+untrained = scored(start, shown, shown_asked, 8)
 bonus = QueryBonus(start, replace(settings, group=8), BONUSES["ig"], seed=0)
-extra = bonus(eight)
+extra = bonus(untrained)
 for row in order[:2].tolist():
     display(HTML(tokens_html(start, shown[row], extra[row].tolist())))
+
+# %% [markdown]
+# The claim about groups that failed can be checked at once: of which of this group's tokens does the loss have a gradient, without the bonus and with it? And of how many of the groups that failed is that true at all? The bonus stands on tokens of
+# queries alone, but the weights that it moves write thoughts and answers too.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.objective import clipped_loss
+from minisearch.agents.scoring import log_prob_of, logits_before
+
+rows = torch.arange(failed, failed + 8)
+group = untrained.batch.select(rows)
+mask, width = group.policy, group.ids.shape[1]
+logits = logits_before(start.model, group.ids, mask).detach().requires_grad_()
+taken = log_prob_of(logits, group.ids[mask])
+moved = {}
+for name, more in {"GRPO": 0 * extra, "with the bonus": extra}.items():
+    values = (untrained.advantages + more)[rows, :width][mask]
+    loss = clipped_loss(taken, taken.detach(), values, 0.2, 0.28)[0].sum()
+    gradient = torch.autograd.grad(loss, logits, retain_graph=True)[0]
+    moved[name] = gradient.abs().sum(1) > 0
+    print(f"{name}: {int(moved[name].sum())} of {int(mask.sum())} tokens")
+asking = group.search[mask] >= 0
+record.check(
+    "GRPO learns nothing where all failed", not moved["GRPO"].any(), "no token"
+)
+only = (
+    bool(moved["with the bonus"].any()) and not moved["with the bonus"][~asking].any()
+)
+record.check("the bonus moves tokens of queries alone", only, "no other token")
+lost = (untrained.rewards.view(-1, 8) == 0).all(1)
+paid = (extra.view(len(lost), -1) > 0).any(1)
+print(f"groups that failed: {int(lost.sum())}, with a gain: {int((lost & paid).sum())}")
 
 # %% [markdown]
 # ## Step 6: what can the gain see?
@@ -627,9 +698,9 @@ for row in order[:2].tolist():
 # each step of a question needs is known. A search is *good* if it brought the passage of the first step that is still open. That step may be the last one, whose passage holds the
 # answer, or a *bridge* on the way. The area under the ROC curve (AUC) is the chance that a good search has a higher value than a bad one: .5 is a coin.
 #
-# Beside the gain of the answer stand what the paper decided against (an empty context), the passages without the thought, and three
-# values that know nothing of the gold answer: whether the model's own next thought says *found* or *missing*, the siblings' names, and, with an
-# annotation that only this world has, the true answer of the step.
+# Beside the gain of the answer stand the same with the thought exchanged too, and with an empty context to compare with, which the paper decided against. Four other values: whether the right answer
+# simply stands in the passages; whether the model's own next thought says *found* or *missing*, which alone needs no answer at all; the belief in names that right siblings found; and, with an
+# annotation that only this world has, the belief in the step's true answer.
 
 
 # %%
@@ -672,12 +743,15 @@ SIGNALS = {
 }
 
 
+# %%
 def look(lm: LanguageModel, step: Step, each: int) -> Looked:
     """Every signal of every search, and what the search brought."""
     searches, signals = searches_of(lm, step.attempts), {}
     one = replace(settings, group=each)
     for name, arm in SIGNALS.items():
-        signals[name] = QueryBonus(lm, one, BONUSES[arm], 0).raw(step, searches).numpy()
+        random = np.random.default_rng(derive_seed(0, "strangers"))
+        found = raw_values(lm, step, searches, BONUSES[arm], one, random)
+        signals[name] = found.numpy()
     asked = [step.questions[s.row] for s in searches]
     due = [
         due_steps(step.attempts[s.row], q)[s.number]
@@ -743,12 +817,13 @@ def record_look(name: str, seen: Looked) -> None:
             record.metric(f"{name}/mean {signal}/{what}", mean)
 
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The gain of the answer before any training, one dot a search, by what the search brought. Left as the paper has it, middle with the thought left in place, right against an empty context. With an empty context even useless passages seem to be worth several nats; and nowhere does a bridge passage look like the last one.", "name": "fig-11-gains"}, "image": {"alt": "Three panels of dots in four columns: last passage, bridge passage, answer by accident, useless. In the first two panels useless searches lie around nought and last passages well above; bridge passages lie around nought in the second panel and spread widely in the first. In the third panel all columns lie far above nought."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The gain of the answer before any training, one dot a search, by what the search brought; dark lines are means. Left the passages alone are exchanged, as `ig` does; middle the thought after them too, the nearest we have to the paper's unit; right the comparison is an empty context. Against an empty context even useless passages seem worth several nats. In no panel does a bridge passage look like the last one.", "name": "fig-11-gains"}, "image": {"alt": "Three panels of dots in four columns: last passage, bridge passage, answer by accident, useless. In the first panel bridge and useless passages lie around nought and last passages well above. In the second last passages lie higher, bridge passages spread widely, and useless ones lie a little above nought on average. In the third all columns lie far above nought."}}
 from minisearch.plots import COLORS, figure
 
 if settings.model == "toy":
     few = min(settings.looked_at, 40)
-    seen = look(start, first_attempts(start, "blank", few, 4), 4)
+    looked = first_attempts(start, "blank", few, 4)
+    seen = look(start, looked, 4)
     columns = brought(seen)
     fig, axes = figure(
         width=7, height=3.4, columns=3, sharey=True, layout="constrained"
@@ -777,11 +852,55 @@ if settings.model == "toy":
     record.figure(fig, "gains", "gains by what a search brought")
 
 # %% [markdown]
-# The same as a table, over the three pairs of encyclopedias and both models of the grid:
+# Two checks on the same attempts. Does the *change* of the belief over a turn, which IGPO rewards, see the same? Its first turn also pays for the mere form of an attempt with passages in it. And are three random blocks enough?
+
+
+# %% tags=["page-only", "hide-input"]
+def changes_of(lm: LanguageModel, step: Step) -> np.ndarray:
+    """By how much each search changed the belief in the answer. Shape: -> (S,)."""
+    places = [
+        (row, cut)
+        for row, attempt in enumerate(step.attempts)
+        for cut in (
+            attempt.prompt_length,
+            *(len(attempt.prefix(n)) for n in range(len(attempt.retrieved))),
+        )
+    ]
+    gold = [step.questions[row]["golden_answers"][0] for row, _ in places]
+    cuts = [step.attempts[row].ids[:cut] for row, cut in places]
+    beliefs = lm.answer_log_prob(cuts, gold).numpy()
+    row = np.array([row for row, _ in places])
+    return np.diff(beliefs)[row[1:] == row[:-1]]
+
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
 
+checks = {}
+if settings.model == "toy":
+    found = searches_of(start, looked.attempts)
+    gold = [looked.questions[s.row]["golden_answers"][:1] for s in found]
+    asked = [question["question"] for question in looked.questions]
+    ways = {"change over the turn (IGPO)": [changes_of(start, looked)]}
+    for draws in (1, 3, 8):
+        ways[f"gain, {draws} random blocks"] = [
+            gains(
+                start, looked.attempts, found, gold,
+                strangers(found, asked, gold, draws, np.random.default_rng(seed)), Gain(),
+            ).numpy()
+            for seed in (0, 1)
+        ]  # fmt: skip
+    for way, (values, *again) in ways.items():
+        row = {case: area(values, seen, r)[0] for case, r in cases_of(seen).items()}
+        row |= {f"mean, {what}": values[r].mean() for what, r in brought(seen).items()}
+        spread = np.std(values - again[0]) / 2**0.5 if again else np.nan
+        checks[way] = row | {"error of the draw, nats": spread}
+pd.DataFrame(checks).T.round(2)
+
+# %% [markdown]
+# The same as a table, means over the three training encyclopedias and both models. In blank worlds the gain is little more than a soft version of a test whether the answer's words have come. At bridges it is a coin there, and where it is below one half a good query is even fined:
+
+# %% tags=["page-only", "hide-input"]
 from minisearch import pages
 from minisearch.cards import load_cells
 
@@ -792,10 +911,15 @@ def grid_mean(name: str) -> float:
     return float(np.mean(found)) if found else np.nan
 
 
-CASES = ("last step", "bridge", "bridge, rest known", "bridge, rest not known")
+CASES = {
+    "last step": "last step",
+    "bridge": "bridge",
+    "bridge, rest known": "first step, rest known",
+    "bridge, rest not known": "second step, itself known too",
+}
 aucs = {
     f"{signal} ({kind})": {
-        case: grid_mean(f"{arm}/auc {signal}/{case}") for case in CASES
+        shown: grid_mean(f"{arm}/auc {signal}/{case}") for case, shown in CASES.items()
     }
     for arm, kind in (("look", "blank"), ("look@knowing", "knowing"))
     for signal in SIGNALS
@@ -805,12 +929,15 @@ pd.DataFrame(aucs).T.dropna(how="all", axis=1).round(2)
 # %% [markdown]
 # ## Step 7: its rivals
 #
-# All of them add to the same GRPO, and take the same attempts.
+# All make as many attempts at the same questions. Two add a term to GRPO; *leave one out* replaces its comparison, at a learning rate of its own.
 #
 # *Leave one out* is what MR-Search {cite:p}`mrsearch` does with a single attempt: an attempt is compared with the mean of the *others*, and not divided by a standard deviation. (Its
-# sequences of three attempts, joined by a reflection, our model was not taught.) *Step groups* are GiGPO's {cite:p}`gigpo`: turns of one question that began with the same passages
-# in view are a group of their own, and their rewards, discounted by .95 a turn, are compared within it. *Turn rewards* are IGPO's {cite:p}`igpo`: by how much did the belief in the answer change over a turn? Standardised within
+# sequences of three attempts, joined by a reflection, our model was not taught.) *Step groups* are GiGPO's {cite:p}`gigpo`: turns of one question that began right after the same
+# passages are a group of their own, and their rewards, discounted by .95 a turn, are compared within it. *Turn rewards* are IGPO's {cite:p}`igpo`: by how much did the belief in the answer change over a turn? Standardised within
 # the question, summed over the turn and all that follow, on all tokens of the turn. That is a difference in time, not a counterfactual.
+#
+# Every arm had the same small sweep, on an encyclopedia of its own (it stands at the end of this page). Turn rewards were behind GRPO alone at every weight but the smallest, .01, at which they are nearly GRPO alone: their row will say that this
+# term is of no use here, not that the idea fails. The controls and most ablations keep the weight that was found for `ig`.
 
 
 # %%
@@ -858,12 +985,14 @@ def turn_rewards(lm: LanguageModel, step: Step, group: int) -> Tensor:
 
 
 # %%
+OWN = {
+    "step_groups": {"alpha": 1.0},
+    "turn_rewards_full": {"alpha": 1.0},
+}  # as published
 # What the sweep chose at toy scale, where it is not the settings'; see the card.
 SWEPT: dict[str, dict[str, float]] = {
     "leave_one_out": {"learning_rate": 1.2e-3},
-    "step_groups": {"alpha": 1.0},
-    "turn_rewards": {"alpha": 0.1},
-    "turn_rewards_full": {"alpha": 1.0},
+    "turn_rewards": {"alpha": 0.01},
     "with_thought": {"alpha": 1.0},
     "no_share": {"alpha": 1.0},
     "siblings": {"alpha": 1.0},
@@ -874,7 +1003,8 @@ SWEPT: dict[str, dict[str, float]] = {
 
 def settings_of(method: str) -> GainSettings:
     """The settings of an arm; `alpha` is also the weight of a rival's term."""
-    own = SWEPT.get(method, {}) if profile in ("smoke", "toy") else {}
+    swept = SWEPT.get(method, {}) if profile in ("smoke", "toy") else {}
+    own = OWN.get(method, {}) | swept
     if method == "grpo_longer":
         return replace(settings, steps=settings.steps * 3 // 2)
     return replace(settings, **own)
@@ -906,10 +1036,10 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 # | arm | what it does |
 # |---|---|
 # | `grpo` | chapter 7's: exact match, nothing added |
-# | `grpo_longer` | the same for half as many steps more, about the time that `ig` takes |
-# | `ig` | the paper's bonus on queries |
-# | `constant`, `shuffled_within`, `shuffled` | the same amounts without the information |
-# | `contains` | a bonus of the same size if the right answer stands in the passages: no belief is asked |
+# | `grpo_longer` | the same for half as many steps more: what the time that the bonus takes would buy. Its mean over training is one of more steps, and not comparable |
+# | `ig` | the paper's bonus as we read it: the passages alone exchanged, weight 3 (the paper: 0.3) |
+# | `constant`, `shuffled_within`, `shuffled` | the same amounts, differently handed out |
+# | `contains` | a fixed bonus if the right answer stands in the passages: no belief is asked |
 # | `with_thought`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought is exchanged too; an empty context to compare with; a sum over the answer's tokens; no stabilisers; on everything written for the search; not divided by the length; its mean subtracted |
 # | `leave_one_out`, `step_groups`, `turn_rewards` | the rivals |
 # | `turn_rewards_full` | IGPO's term at its own weight of 1: a failure that we keep |
@@ -917,7 +1047,7 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 # | `sub_answers`, `good` | what only an invented world knows, as upper bounds: the belief in the true answer of the step; whether its passage came |
 #
 # An arm that ends in `@knowing` runs in an encyclopedia half of whose facts the model has read before, on questions whose first step has to be looked up
-# and whose other facts it knows. There a passage about a bridge *can* raise the belief in the answer. One that ends in `@hard25`, `@hard50` or `@hard95`
+# and whose other facts it knows. There a passage about a bridge *can* raise the belief in the answer. These very encyclopedias also gave pre-training such beliefs, and questions about chains of known facts, so that `@knowing` is a best case. One that ends in `@hard25`, `@hard50` or `@hard95`
 # trains on questions of three hops, of which that percentage was beyond all of eight first attempts of the untrained policy.
 
 
@@ -925,6 +1055,9 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 def open_task(kind: str, lm: LanguageModel, settings: GainSettings) -> Task:
     """The task of an arm: blank, knowing, or hard and a percentage; of files, their own."""
     if settings.model != "toy" or data:
+        if kind != "blank":
+            what, remedy = "an invented encyclopedia", "leave out what follows the @."
+            raise InputError("arm", f"@{kind} with real questions", what, remedy)
         return real_task(settings, data, service, seed)
     if kind.startswith("hard"):
         start, count = f"toy-{init_seed}", settings.candidates
@@ -1006,8 +1139,7 @@ if MODULES:
 record.figure(fig, "training", "training with and without the bonus")
 
 # %% [markdown]
-# What it costs is counted in the same runs. Writing the attempts takes both the same time; scoring them is where the beliefs come in, and the update sees more attempts, since none is left out for want
-# of an advantage.
+# What it costs is counted in the same runs. Scoring is where the beliefs come in, and the update sees more attempts: of a group that failed, all that have a gain. Writing differs only as far as the two policies do.
 
 # %% tags=["page-only", "hide-input"]
 spent = {
@@ -1024,12 +1156,15 @@ cost.round(1)
 
 # %% tags=["page-only", "hide-input"]
 if {"grpo", "ig"} <= set(MODULES):
-    more = cost.loc["ig", "together"] / cost.loc["grpo", "together"] - 1
-    print(f"a step with the bonus takes {more:.0%} longer (the paper: 6.4 %)")
+    grpo, ig = cost.loc["grpo"], cost.loc["ig"]
+    alone = (ig["score"] - grpo["score"]) / grpo["together"]
+    print(f"scoring the beliefs alone: {alone:.0%} of what GRPO takes")
+    more = ig["together"] / grpo["together"] - 1
+    print(f"all that differs, updates and what is written included: {more:.0%} longer")
 
 # %% [markdown]
-# The paper's 6.4 % are those of a 3B model, where writing an attempt token by token takes far longer than reading it again three times. With our 1.6 million parameters writing is cheap,
-# attempts are short, and the three other readings weigh more. When it *answers*, the policy does nothing that the other would not do.
+# The abstract's 6.4 % does not carry over. As we read it, a large model spends its time on writing token by token, next to which a few more readings are cheap; ours writes cheaply, so that they weigh more. When it answers there
+# is no bonus, and no further cost.
 #
 # ## Results
 #
@@ -1066,8 +1201,48 @@ print(
 # %% tags=["page-only", "hide-input"]
 pages.arm_table("11_ig_search", SHOWN)
 
+# %% [markdown]
+# These are means over different runs: 30 of `grpo` and `ig`, 18 of the first two controls and of the arms behind a claim, 6 of the others; and `grpo_longer` has half as many steps more in its mean over training. Fair is what an arm has over
+# another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid in blank worlds: interquartile mean with 95 % limits.", "name": "fig-11-curves"}, "image": {"alt": "#:CURVESALT"}}
+
+# %% tags=["page-only", "hide-input"]
+def paired(arm: str, base: str, metric: str = "em_training") -> np.ndarray:
+    """What an arm has over another in each run that both have. Shape: -> (R,)."""
+    runs: dict[tuple, dict[str, float]] = {}
+    for log in load_cells("11_ig_search"):
+        if log.cell.arm in (arm, base):
+            place = (log.cell.world_seed, log.cell.init_seed, log.cell.seed)
+            score = log.metrics[f"{log.cell.arm}/{metric}"]
+            runs.setdefault(place, {})[log.cell.arm] = score
+    return np.array([r[arm] - r[base] for r in runs.values() if len(r) == 2])
+
+
+def with_error(values: np.ndarray) -> str:
+    """Mean and standard error, as text."""
+    if len(values) < 2:
+        return ""
+    return f"{values.mean():+.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
+
+
+# %% tags=["page-only", "hide-input"]
+ran = list(dict.fromkeys(log.cell.arm for log in load_cells("11_ig_search")))
+table = {}
+for arm in [a for a in ran if "@" not in a and a not in ("look", "cold", "grpo")]:
+    longer = arm == "grpo_longer"
+    table[arm] = {
+        "while training, over grpo": "" if longer else with_error(paired(arm, "grpo")),
+        "over ig": "" if longer or arm == "ig" else with_error(paired(arm, "ig")),
+        "in the test, over grpo": with_error(paired(arm, "grpo", "em_greedy")),
+        "in the test, over ig": ""
+        if arm == "ig"
+        else with_error(paired(arm, "ig", "em_greedy")),
+        "runs": len(paired(arm, "grpo")),
+    }
+pd.DataFrame(table).T
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid in blank worlds: interquartile mean with 95 % limits; 30 runs of grpo and ig, 18 of the other two.", "name": "fig-11-curves"}, "image": {"alt": "Four curves of right answers against attempts, with bands around them."}}
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
@@ -1087,30 +1262,18 @@ record.figure(fig, "curves", "learning curves over the grid")
 # %% [markdown]
 # ### Dose and response
 #
-# If the bonus is worth most where every attempt fails, its gain over GRPO must grow with the share of such groups. Here that share is set: questions of three hops, of which 25, 50 or 95 % were
+# If the bonus is worth most where every attempt fails, its gain over GRPO should grow with the share of such groups, as long as something is ever answered: with harder questions the room for a gain in right answers shrinks too. Here that share is set: questions of three hops, of which 25, 50 or 95 % were
 # beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in the first half of GRPO's training.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, paired by encyclopedia, model and seed, lines their means. Beside it the same bonus without its information, where it ran.", "name": "fig-11-dose"}, "image": {"alt": "#:DOSEALT"}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, paired by encyclopedia, model and seed, lines their means. Beside it the same bonus without its information, where it ran.", "name": "fig-11-dose"}, "image": {"alt": "Dots of single runs and lines of their means, gain against the share of failing groups."}}
 DOSES = ("hard25", "hard50", "hard95")
-
-
-def paired_gain(arm: str, kind: str) -> np.ndarray:
-    """What an arm has over `grpo` in each run that both have. Shape: -> (R,)."""
-    runs: dict[tuple, dict[str, float]] = {}
-    for log in load_cells("11_ig_search"):
-        method, _, own = log.cell.arm.partition("@")
-        if own == kind and method in ("grpo", arm):
-            place = (log.cell.world_seed, log.cell.init_seed, log.cell.seed)
-            score = log.metrics[f"{log.cell.arm}/em_training"]
-            runs.setdefault(place, {})[method] = score
-    pairs = [run for run in runs.values() if len(run) == 2]
-    return np.array([run[arm] - run["grpo"] for run in pairs])
-
 
 fig, ax = figure(height=3.6)
 for n, arm in enumerate(("ig", "constant")):
     dots = {
-        grid_mean(f"grpo@{kind}/all_wrong_early"): paired_gain(arm, kind)
+        grid_mean(f"grpo@{kind}/all_wrong_early"): paired(
+            f"{arm}@{kind}", f"grpo@{kind}"
+        )
         for kind in DOSES
     }
     dots = {x: y for x, y in sorted(dots.items()) if len(y)}
@@ -1284,7 +1447,7 @@ assert check("ch11-dead", learners)
 # ### Exercise 4: predict, then break it
 #
 # Write `bonus_of_query`: what all tokens of a query of `length` tokens get together, with and without the division by $|Q|$. Then predict: without it, how long do queries become? Look at `query_tokens_sampled` of
-# `ig` and `no_share` in the table of all arms, and explain what you see.
+# `ig` (weight 3) and `no_share` (weight 1) in the table of all arms: which of the two hands out more for a query of how many tokens? Explain what you see.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-share", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1314,7 +1477,7 @@ assert check("ch11-share", bonus_of_query)
 # %% [markdown]
 # ### Exercise 5: where turn rewards cancel
 #
-# IGPO rewards a turn with the change of the belief, and gives each turn the sum of its own reward and those that follow, weighed by $\gamma$ a turn. Write `returns`. Then, for $\gamma = 1$: on what do they depend that happened *between* the first turn and the last?
+# IGPO rewards a turn with the change of the belief, and gives each turn the sum of its own reward and those that follow, weighed by $\gamma$ a turn. Write `returns`. Then, for $\gamma = 1$: how much of what happened *between* a turn and the last does its return depend on?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-returns", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1349,19 +1512,20 @@ def properties_of_returns(of):
 assert check("ch11-returns", returns)
 
 # %% [markdown]
-# With $\gamma = 1$ a turn's return is the last belief less the one before it: a useless turn on the way to a belief that rises later is paid as well as the turn that raised it. The standardisation by group, before the sum, is what keeps it from cancelling altogether.
+# With $\gamma = 1$ a turn's return is the last belief less the belief before that turn: a useless turn before a useful one is paid as well as the useful one. Standardising first does not change that; it takes the same amount off for
+# every turn that is left, so that a return depends on its two ends and on the number of turns.
 #
 # ## At scale
 #
-# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. What the bonus adds at that scale is reading.
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. What the bonus adds there is reading, not writing.
 
 # %% tags=["page-only", "hide-input"]
 full = GainSettings.of("full")
-parameters, searches_each, tokens_each = 3.09e9, 2.5, 1500
+searches_each, tokens_each = 2.5, 1500
 rows = full.questions_a_step * full.group
-block = full.block_tokens + 60  # passages, and a thought about them
 read = rows * (
-    tokens_each + searches_each * (full.draws * block + (full.draws + 1) * 8)
+    tokens_each
+    + searches_each * (full.draws * full.block_tokens + (full.draws + 1) * 8)
 )
 passes = {
     "write": 2 * rows * tokens_each,

@@ -13,11 +13,17 @@ import torch
 from minisearch import chapters
 from minisearch.agents.objective import clipped_loss
 from minisearch.agents.trajectory import Segment, Trajectory, collate
+from minisearch.errors import InputError
 from minisearch.models.lm import load_lm
 from minisearch.recorder import Recorder
 
 CHAPTER = "11_ig_search"
-TABLES = ("BONUSES", "SIGNALS", "SWEPT")  # plain but for their calls, so that `load` leaves them
+TABLES = (
+    "BONUSES",
+    "SIGNALS",
+    "OWN",
+    "SWEPT",
+)  # plain but for their calls, so that `load` leaves them
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +245,7 @@ def test_stabilisers_by_hand(page):
 
 def fixed(page, monkeypatch, values, **bonus):
     """A bonus whose values are given."""
-    monkeypatch.setattr(page.QueryBonus, "raw", lambda *_: torch.tensor(values))
+    monkeypatch.setattr(page, "raw_values", lambda *_: torch.tensor(values))
     settings = replace(page.settings, alpha=0.3, group=2)
     return page.QueryBonus(None, settings, page.Bonus(stabilise=False, **bonus), 0)
 
@@ -325,16 +331,40 @@ def test_controls_hand_out_the_same_amounts(page):
     assert constant.tolist() == pytest.approx([29.5] * 60)
 
 
-def test_a_control_is_of_the_values_after_everything_else(page, lm, step, monkeypatch):
-    monkeypatch.setattr(page.QueryBonus, "raw", lambda *_: torch.tensor(VALUES))
-    settings = replace(page.settings, group=2)
+def test_a_control_is_of_the_values_after_everything_else(page, lm, step):
     searches = page.searches_of(lm, step.attempts)
-    plain = page.QueryBonus(lm, settings, page.Bonus(), 0).values(step, searches)
-    constant = page.Bonus(control="constant")
-    found = page.QueryBonus(lm, settings, constant, 0).values(step, searches)
-    assert found.tolist() == pytest.approx([float(plain.mean())] * 6)
-    centred = page.QueryBonus(lm, settings, page.Bonus(centre=True), 0).values(step, searches)
-    assert torch.allclose(centred, plain - plain.mean())
+    settings, raw = replace(page.settings, group=2), torch.tensor(VALUES)
+
+    def treated(**bonus):
+        random = np.random.default_rng(0)
+        return page.treated(raw, step, searches, page.Bonus(**bonus), settings, random)
+
+    plain = treated()
+    assert not torch.equal(plain, raw)  # stabilised
+    assert treated(control="constant").tolist() == pytest.approx([float(plain.mean())] * 6)
+    assert torch.allclose(treated(centre=True), plain - plain.mean())
+    assert sorted(treated(control="all").tolist()) == sorted(plain.tolist())
+
+
+def test_only_a_value_that_is_alone_stays_in_its_place(page):
+    values, random = torch.arange(7.0), np.random.default_rng(0)
+    places = [("q", 0)] * 4 + [("q", 1)] * 2 + [("r", 0)]
+    for _ in range(20):
+        found = page.controlled(values, places, "within", random)
+        assert (found != values).tolist() == [True] * 6 + [False]
+
+
+def test_real_questions_have_no_kind(page, lm, monkeypatch):
+    monkeypatch.setattr(page, "data", "somewhere")
+    with pytest.raises(InputError, match="leave out what follows"):
+        page.open_task("hard95", lm, page.settings)
+
+
+def test_the_weights_of_the_sweep_are_those_of_the_toy(page, monkeypatch):
+    assert page.settings_of("turn_rewards").alpha == page.SWEPT["turn_rewards"]["alpha"]
+    monkeypatch.setattr(page, "profile", "full")
+    assert page.settings_of("turn_rewards").alpha == page.settings.alpha
+    assert page.settings_of("turn_rewards_full").alpha == page.settings_of("step_groups").alpha == 1
 
 
 # -- names, steps, verdicts ------------------------------------------------------------------------
