@@ -677,6 +677,7 @@ if profile in ("smoke", "toy"):
         COLLAPSED = train(broken, open_task("blank", seed), fast, seed).history
 
 # %% tags=["page-only", "hide-input"]
+from minisearch import pages
 from minisearch.plots import figure
 
 HEALTHY = {  # panel: name in the history, label, healthy band
@@ -685,13 +686,6 @@ HEALTHY = {  # panel: name in the history, label, healthy band
     "entropy": ("entropy", "nats a token", (0.08, 0.45)),
     "dead groups": ("dead groups", "share of groups", (0.0, 0.75)),
 }
-
-
-def smooth(values: np.ndarray, width: int = 4) -> np.ndarray:
-    """The mean of each value and up to `width` - 1 before it. Shape: (n,) -> (n,)."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
-    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
 
 
 def watch(histories: dict, panels: dict):
@@ -703,7 +697,7 @@ def watch(histories: dict, panels: dict):
         for run, history in histories.items():
             ax.plot(
                 history.column("rollouts")[1],
-                smooth(history.column(name)[1]).clip(None if band else 1e-5),
+                pages.smoothed(history.column(name)[1]).clip(None if band else 1e-5),
                 label=run,
             )
         ax.set(
@@ -860,7 +854,6 @@ if "grpo_em" in MODULES and settings.model == "toy":
 # of two and three hops.
 
 # %% tags=["page-only", "hide-input"]
-from minisearch import pages
 
 SHOWN = (
     "em_greedy",

@@ -1120,19 +1120,12 @@ for name in results:
 
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without the bonus: right answers, groups without one, and searches, means of four steps.", "name": "fig-11-training"}, "image": {"alt": "Three panels against attempts, two lines each that run close together: right answers rise, groups all wrong fall, searches rise from two to about three."}}
-def smooth(values: np.ndarray, width: int = 4) -> np.ndarray:
-    """The mean of each value and up to `width` - 1 before it. Shape: (n,) -> (n,)."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
-    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
-
-
 PANELS = {"right answers": "em", "all wrong": "all wrong", "searches": "searches"}
 fig, axes = figure(width=7, height=2.8, columns=3, layout="constrained")
 for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
     for run, module in MODULES.items():
         x = module.history.column("rollouts")[1]
-        ax.plot(x, smooth(module.history.column(column)[1]), label=run)
+        ax.plot(x, pages.smoothed(module.history.column(column)[1]), label=run)
     ax.set(title=title, xlabel="attempts", ylim=(0, None))
 if MODULES:
     axes[0].legend()
@@ -1205,41 +1198,17 @@ pages.arm_table("11_ig_search", SHOWN)
 # These are means over different runs: 30 of `grpo` and `ig`, 18 of the first two controls and of the arms behind a claim, 6 of the others; and `grpo_longer` has half as many steps more in its mean over training. Fair is what an arm has over
 # another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
+# %% tags=["page-only", "hide-input"]
+ran = dict.fromkeys(log.cell.arm for log in load_cells("11_ig_search"))
+plain = [arm for arm in ran if "@" not in arm and arm not in ("look", "cold", "grpo")]
+pages.paired_table("11_ig_search", plain, "grpo", ["em_training", "em_greedy"])
+
+# %% [markdown]
+# And over `ig`:
 
 # %% tags=["page-only", "hide-input"]
-def paired(arm: str, base: str, metric: str = "em_training") -> np.ndarray:
-    """What an arm has over another in each run that both have. Shape: -> (R,)."""
-    runs: dict[tuple, dict[str, float]] = {}
-    for log in load_cells("11_ig_search"):
-        if log.cell.arm in (arm, base):
-            place = (log.cell.world_seed, log.cell.init_seed, log.cell.seed)
-            score = log.metrics[f"{log.cell.arm}/{metric}"]
-            runs.setdefault(place, {})[log.cell.arm] = score
-    return np.array([r[arm] - r[base] for r in runs.values() if len(r) == 2])
-
-
-def with_error(values: np.ndarray) -> str:
-    """Mean and standard error, as text."""
-    if len(values) < 2:
-        return ""
-    return f"{values.mean():+.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
-
-
-# %% tags=["page-only", "hide-input"]
-ran = list(dict.fromkeys(log.cell.arm for log in load_cells("11_ig_search")))
-table = {}
-for arm in [a for a in ran if "@" not in a and a not in ("look", "cold", "grpo")]:
-    longer = arm == "grpo_longer"
-    table[arm] = {
-        "while training, over grpo": "" if longer else with_error(paired(arm, "grpo")),
-        "over ig": "" if longer or arm == "ig" else with_error(paired(arm, "ig")),
-        "in the test, over grpo": with_error(paired(arm, "grpo", "em_greedy")),
-        "in the test, over ig": ""
-        if arm == "ig"
-        else with_error(paired(arm, "ig", "em_greedy")),
-        "runs": len(paired(arm, "grpo")),
-    }
-pd.DataFrame(table).T
+others = [arm for arm in plain if arm != "ig"]
+pages.paired_table("11_ig_search", others, "ig", ["em_training", "em_greedy"])
 
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid in blank worlds: interquartile mean with 95 % limits; 30 runs of grpo and ig, 18 of the other two.", "name": "fig-11-curves"}, "image": {"alt": "Four curves of right answers against attempts, with bands around them."}}
@@ -1271,8 +1240,8 @@ DOSES = ("hard25", "hard50", "hard95")
 fig, ax = figure(height=3.6)
 for n, arm in enumerate(("ig", "constant")):
     dots = {
-        grid_mean(f"grpo@{kind}/all_wrong_early"): paired(
-            f"{arm}@{kind}", f"grpo@{kind}"
+        grid_mean(f"grpo@{kind}/all_wrong_early"): pages.paired(
+            "11_ig_search", f"{arm}@{kind}", f"grpo@{kind}", "em_training"
         )
         for kind in DOSES
     }

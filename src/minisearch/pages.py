@@ -167,6 +167,43 @@ def training_curves(
     return np.array(places), [np.array(curves) for curves in worlds.values()]
 
 
+def smoothed(values: np.ndarray, width: int = 4) -> np.ndarray:
+    """The mean of each value and up to `width` - 1 before it. Shape: (n,) -> (n,)."""
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    first = np.maximum(np.arange(len(values)) + 1 - width, 0)
+    return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
+
+
+def paired(chapter: str, arm: str, base: str, metric: str) -> np.ndarray:
+    """What an arm has over another in each run that both have. Shape: -> (R,).
+
+    A run is a world, a starting checkpoint and a seed.
+    """
+    runs: dict[tuple[int, int, int], dict[str, float]] = {}
+    for record in _plain_cells(chapter):
+        cell, value = record.cell, record.metrics.get(f"{record.cell.arm}/{metric}")
+        if cell.arm in (arm, base) and value is not None:
+            place = (cell.world_seed, cell.init_seed, cell.seed)
+            runs.setdefault(place, {})[cell.arm] = value
+    return np.array([run[arm] - run[base] for run in runs.values() if len(run) == 2])
+
+
+def paired_table(
+    chapter: str, arms: Iterable[str], base: str, metrics: Sequence[str]
+) -> pandas.DataFrame:
+    """What each arm has over one of them, mean and standard error over the runs both have.
+
+    Runs that share a world are not independent: the errors are the smallest they can be.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        gains = {metric: paired(chapter, arm, base, metric) for metric in metrics}
+        if any(len(values) for values in gains.values()):
+            rows[arm] = {metric: _with_error(values) for metric, values in gains.items()}
+            rows[arm]["runs"] = max(map(len, gains.values()))
+    return _table(rows, [*metrics, "runs"])
+
+
 def deviations_table(chapter: str) -> pandas.DataFrame:
     """Where the chapter deviates from its paper, by number."""
     return _listed(Card.read(chapter).deviations, Deviation)
@@ -205,6 +242,13 @@ def _mean(cells: Iterable[Record], name: str) -> float | None:
     """Mean over the cells that have a metric; None where none has."""
     values = [cell.metrics[name] for cell in cells if name in cell.metrics]
     return float(np.mean(values)) if values else None
+
+
+def _with_error(values: np.ndarray) -> str | None:
+    """Mean and standard error as text; None below two values."""
+    if len(values) < 2:
+        return None
+    return f"{values.mean():+.3f} ± {values.std(ddof=1) / len(values) ** 0.5:.3f}"
 
 
 def _any(values: Iterable[float | None]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib import pyplot
 
@@ -167,6 +168,27 @@ def test_without_a_run_there_is_no_training_curve(grid):
         places, curves = pages.training_curves(CHAPTER, arm)
         assert places.shape == (0,)
         assert curves == []
+
+
+def test_a_smoothed_curve_is_the_mean_of_what_came_before():
+    found = pages.smoothed(np.array([1.0, 3.0, 5.0, 7.0, 0.0]), 3)
+    assert found.tolist() == pytest.approx([1, 2, 3, 5, 4])
+    assert len(pages.smoothed(np.array([]))) == 0
+
+
+def test_arms_are_compared_in_the_runs_that_both_have(card_file: Path):
+    rows = [record("dense", 0, 0), record("dense", 0, 1), record("dense", 1, 0)]
+    rows += [record("bm25", 0, 1), record("bm25", 1, 0), record("dense", 1, 1, rate=0.1)]
+    for n, row in enumerate(rows):
+        if row.cell.arm == "bm25":
+            row.metrics["bm25/recall@50"] -= 0.1 * (n - 2)  # .1 and .2 lower
+    kept = logs.Logs({row.cell.folder_name: row for row in rows})
+    logs.write_logs(kept, cards.cards_folder() / "logs", CHAPTER)
+    gains = pages.paired(CHAPTER, "dense", "bm25", "recall@50")
+    assert sorted(gains.tolist()) == pytest.approx([0.1, 0.2])
+    table = pages.paired_table(CHAPTER, ["dense", "bm25", "none"], "bm25", ["recall@50", "other"])
+    assert table.loc["dense"].tolist() == ["+0.150 ± 0.050", pages.MISSING, 2]
+    assert table.index.tolist() == ["dense"]
 
 
 def test_deviations_and_tuning_are_tables_even_when_empty(card_file: Path):
