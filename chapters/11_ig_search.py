@@ -124,7 +124,7 @@ HTML(
 # :::{admonition} What we could and could not read
 # :class: note
 # Title, abstract and the first line of the introduction were available to us, and two reading notes that others made from the
-# full text. From those come the score, the counterfactual, the three draws, the weight 0.3, the restriction to query tokens and the
+# full text. From those come the score, the comparison with other passages (the {term}`counterfactual`) of which there are three, the weight 0.3, the restriction to query tokens and the
 # table. The exact form of the stabilisers, their constants, the reward and the batch are not known to us: **dead zone,
 # damping and soft clip below are our reading of their names**. Our rivals are built from their public code or papers. No verdict
 # compares a toy number with the paper's.
@@ -135,7 +135,8 @@ HTML(
 # | symbol | meaning | in the code |
 # |---|---|---|
 # | $a^*$ | the right answer, tokens $a^*_1 \dots$ | `names` |
-# | $C_t$ | an attempt up to and with what search $t$ brought | `Branch` |
+# | $C_t$, $C_t^{(j)}$ | an attempt up to and with what search $t$ brought; with other passages in their place | a `Branch` each |
+# | $p$ | position of a token | |
 # | $L(a \mid C)$ | mean log-probability of the tokens of $a$ after $C$ | `branch_log_probs` |
 # | $N$ | random blocks to compare with | `settings.draws` |
 # | $\mathrm{IG}_t$ | information gain of search $t$ | `gains` |
@@ -165,7 +166,7 @@ quiet()
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings(AgentSettings):
-    """What chapter 7 has too, with IG-Search's values in the last column."""
+    """What chapter 7 has too; in the last column IG-Search's values, where they are known."""
 
     model: str = dial("toy", "toy", "smollm2", "Qwen/Qwen2.5-3B", source="3B and 7B")
     questions_a_step: int = dial(2, 8, 16, 256, source="not published; AutoRefine's")
@@ -250,7 +251,7 @@ def searches_of(lm: LanguageModel, attempts: Sequence[Trajectory]) -> list[Searc
 # $$L(a^* \mid C) = \frac{1}{|a^*|} \sum_k \log \pi_{\text{old}}\bigl(a^*_k \mid C,\, \texttt{<answer>},\, a^*_{<k}\bigr).$$ (eq-11-belief)
 #
 # $\pi_{\text{old}}$ is the policy that wrote the attempts, and there is no gradient. That the tag of the answer is opened is our reading. The
-# attempt is read once more, and a belief is a *branch* that leaves it after the query and goes on with passages and an answer of its own: in `branch_log_probs` all branches of an attempt share its keys and values.
+# attempt is read once more, and a belief is a *branch* that leaves it after the query and goes on with passages and an answer of its own: in `branch_log_probs` all branches of an attempt share its keys and values. (The branch with the true passages can leave it after them: they have been read.)
 #
 # Our toy models were prepared for this: part of their pre-training were attempts cut short, then the true answer, a quarter of them with unrelated passages. A model from the shelf has not been taught to put a number on half of
 # the evidence.
@@ -291,7 +292,7 @@ print(f"as branches:         {time.process_time() - middle:.1f} s")
 # that happens by accident.
 #
 # One of the notes says that the unit that is exchanged is the passages *and* the block that the model wrote about them, its refinement. Our model writes no such block, only a
-# thought, which is in part about the passages and in part a plan. We exchange the passages alone, and have an arm that exchanges the thought with them, `with_thought`. Step 6 shows the price of either: with the thought, useless passages get a gain too; without it, the gain sees less of bridges. We chose by the first, before any training.
+# thought, which is in part about the passages and in part a plan. We exchange the passages alone, and have an arm that exchanges the thought with them, `with_thought`. Step 6 shows the price of either: with the thought, useless passages get a gain too; without it, the gain sees less of steps before the last. We chose by the first, before any training.
 
 
 # %%
@@ -412,7 +413,7 @@ print(f"tokens read: {own:,} of the attempts, {read:,} of their branches")
 # %% [markdown]
 # ## Step 4: taming it
 #
-# A gain of a hundredth of a nat is noise, a loss may be due to a name that happened to stand beside, and one gain of ten nats would
+# A gain of a hundredth of a nat is noise, a loss may be due to a name that happened to stand in the true passages too, and one gain of ten nats would
 # outweigh a batch. The paper names a dead zone, damping, and a logarithmic soft clip; we take them in this order:
 #
 # $$x = \begin{cases} 0 & |\mathrm{IG}| < \delta \\ \eta\, \mathrm{IG} & \mathrm{IG} \le -\delta \\ \mathrm{IG} & \text{else}\end{cases}
@@ -426,6 +427,10 @@ def stabilised(gain: Tensor, dead_zone: float, damping: float, scale: float) -> 
     kept = torch.where(kept < 0, damping * kept, kept)
     return kept.sign() * scale * (kept.abs() / scale).log1p()
 
+
+# %% [markdown]
+# The gain of a search that brought nothing has a standard deviation of about half a nat here, so that most of them are outside this dead zone; and as losses are halved and gains are not, useless asking may earn something on average. That is what the arms `raw` and
+# `centred` and the control `constant` are there for.
 
 # %% tags=["page-only", "nbval-check-output"]
 raw = torch.tensor([-3.0, -0.2, -0.01, 0.02, 0.2, 1.0, 4.0])
@@ -481,6 +486,8 @@ def turns_of(step: Step) -> Tensor:
 # Whose probability should a good query raise? The paper's answer is *the right answer's*. For a query on the way there that may not be so: who learns where Ada's sister was
 # born does not know the mayor yet. Two further sources are **ours**. *Siblings*: names that a right attempt of the same group said it had found, in its own thoughts; no
 # annotation is used beyond which attempts were right. In a group that failed there is no right sibling, so that this source is silent exactly where the paper's speaks. *Steps*: the true answer of the step that is due, which only an invented world knows. That one is an upper bound, not a rival.
+#
+# A thought of our model reads `need mayor of Luth Velloa`, and once it has read, `found Bo Tarn` or `missing`. So the belief in a name on the way is asked for after `<think> found`, not after `<answer>`, and of several names the likeliest counts, of at most four.
 
 
 # %%
@@ -660,8 +667,11 @@ for row in order[:2].tolist():
     display(HTML(tokens_html(start, shown[row], extra[row].tolist())))
 
 # %% [markdown]
-# The claim about groups that failed can be checked at once: of which of this group's tokens does the loss have a gradient, without the bonus and with it? And of how many of the groups that failed is that true at all? The bonus stands on tokens of
+# The claim about groups that failed can be checked at once: of which of this group's tokens does the loss have a gradient, without the bonus and with it? The bonus stands on tokens of
 # queries alone, but the weights that it moves write thoughts and answers too.
+#
+# *Which* signal it is, is another question. In a blank world no reader can see in its belief about the mayor that it learnt where Ada's sister was born: as long as nobody of the group reaches the last passage, what is paid and fined for is noise and the form
+# of passages. So it is also counted how many searches of failed groups are paid and how many fined, and in how many of those groups somebody did bring the last passage.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.agents.objective import clipped_loss
@@ -688,8 +698,23 @@ only = (
 )
 record.check("the bonus moves tokens of queries alone", only, "no other token")
 lost = (untrained.rewards.view(-1, 8) == 0).all(1)
-paid = (extra.view(len(lost), -1) > 0).any(1)
-print(f"groups that failed: {int(lost.sum())}, with a gain: {int((lost & paid).sum())}")
+values = [
+    float(extra[s.row, untrained.batch.search[s.row] == s.number][0])
+    for s in searches
+    if lost[s.row // 8]
+]
+last = {
+    row // 8
+    for row, (attempt, question) in enumerate(zip(shown, shown_asked, strict=True))
+    for due, came in due_steps(attempt, question)
+    if came and due == len(question["metadata"]["hops"]) - 1
+}
+reached = sum(n in last for n in lost.nonzero()[:, 0].tolist())
+print(
+    f"{int(lost.sum())} groups failed; in {reached} of them somebody had the last passage"
+)
+paid, fined = sum(v > 0 for v in values), sum(v < 0 for v in values)
+print(f"of their {len(values)} searches {paid} are paid and {fined} fined")
 
 # %% [markdown]
 # ## Step 6: what can the gain see?
@@ -817,7 +842,7 @@ def record_look(name: str, seen: Looked) -> None:
             record.metric(f"{name}/mean {signal}/{what}", mean)
 
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The gain of the answer before any training, one dot a search, by what the search brought; dark lines are means. Left the passages alone are exchanged, as `ig` does; middle the thought after them too, the nearest we have to the paper's unit; right the comparison is an empty context. Against an empty context even useless passages seem worth several nats. In no panel does a bridge passage look like the last one.", "name": "fig-11-gains"}, "image": {"alt": "Three panels of dots in four columns: last passage, bridge passage, answer by accident, useless. In the first panel bridge and useless passages lie around nought and last passages well above. In the second last passages lie higher, bridge passages spread widely, and useless ones lie a little above nought on average. In the third all columns lie far above nought."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The gain of the answer before any training, one dot a search, by what the search brought; dark lines are means. Left the passages alone are exchanged, as `ig` does; middle the thought after them too, the nearest we have to the paper's unit; right the comparison is an empty context. Against an empty context even useless passages seem worth several nats, as an answer right after a query is a form that the model has never met. In no panel does a bridge passage look like the last one.", "name": "fig-11-gains"}, "image": {"alt": "Three panels of dots in four columns: last passage, bridge passage, answer by accident, useless. In the first panel bridge and useless passages lie around nought and last passages well above. In the second last passages lie higher, bridge passages spread widely, and useless ones lie a little above nought on average. In the third all columns lie far above nought."}}
 from minisearch.plots import COLORS, figure
 
 if settings.model == "toy":
@@ -893,12 +918,13 @@ if settings.model == "toy":
     for way, (values, *again) in ways.items():
         row = {case: area(values, seen, r)[0] for case, r in cases_of(seen).items()}
         row |= {f"mean, {what}": values[r].mean() for what, r in brought(seen).items()}
-        spread = np.std(values - again[0]) / 2**0.5 if again else np.nan
+        row["spread, useless"] = values[brought(seen)["useless"]].std()
+        spread = np.std(values - again[0]) / 2**0.5 if again else np.nan  # of one draw
         checks[way] = row | {"error of the draw, nats": spread}
 pd.DataFrame(checks).T.round(2)
 
 # %% [markdown]
-# The same as a table, means over the three training encyclopedias and both models. In blank worlds the gain is little more than a soft version of a test whether the answer's words have come. At bridges it is a coin there, and where it is below one half a good query is even fined:
+# The areas of all signals, means over the three training encyclopedias and both models. In blank worlds the gain is little more than a soft version of a test whether the answer's words have come. At bridges it is a coin there:
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -931,10 +957,10 @@ pd.DataFrame(aucs).T.dropna(how="all", axis=1).round(2)
 #
 # All make as many attempts at the same questions. Two add a term to GRPO; *leave one out* replaces its comparison, at a learning rate of its own.
 #
-# *Leave one out* is what MR-Search {cite:p}`mrsearch` does with a single attempt: an attempt is compared with the mean of the *others*, and not divided by a standard deviation. (Its
+# *Leave one out* is what MR-Search {cite:p}`mrsearch` does with a single attempt: an attempt is compared with the mean of the *others*. That is GRPO's comparison but for a constant factor; what changes is that nothing is divided by a standard deviation. (Its
 # sequences of three attempts, joined by a reflection, our model was not taught.) *Step groups* are GiGPO's {cite:p}`gigpo`: turns of one question that began right after the same
-# passages are a group of their own, and their rewards, discounted by .95 a turn, are compared within it. *Turn rewards* are IGPO's {cite:p}`igpo`: by how much did the belief in the answer change over a turn? Standardised within
-# the question, summed over the turn and all that follow, on all tokens of the turn. That is a difference in time, not a counterfactual.
+# passages are a group of their own, and what their attempts earned, times .95 for each turn that followed, is compared within it. All first turns are one such group. *Turn rewards* are IGPO's {cite:p}`igpo`: by how much did the belief in the answer change over a turn? Standardised within
+# the question, summed over the turn and all that follow, on all tokens of the turn, all that follow with full weight ($\gamma = 1$). That is a difference in time, not a counterfactual.
 #
 # Every arm had the same small sweep, on an encyclopedia of its own (it stands at the end of this page). Turn rewards were behind GRPO alone at every weight but the smallest, .01, at which they are nearly GRPO alone: their row will say that this
 # term is of no use here, not that the idea fails. The controls and most ablations keep the weight that was found for `ig`.
@@ -1035,12 +1061,13 @@ def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> di
 #
 # | arm | what it does |
 # |---|---|
+# | `look`, `cold` | what signals see, and how the model answers, before training |
 # | `grpo` | chapter 7's: exact match, nothing added |
 # | `grpo_longer` | the same for half as many steps more: what the time that the bonus takes would buy. Its mean over training is one of more steps, and not comparable |
 # | `ig` | the paper's bonus as we read it: the passages alone exchanged, weight 3 (the paper: 0.3) |
 # | `constant`, `shuffled_within`, `shuffled` | the same amounts, differently handed out |
 # | `contains` | a fixed bonus if the right answer stands in the passages: no belief is asked |
-# | `with_thought`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought is exchanged too; an empty context to compare with; a sum over the answer's tokens; no stabilisers; on everything written for the search; not divided by the length; its mean subtracted |
+# | `with_thought`, `empty`, `no_mean`, `raw`, `all_tokens`, `no_share`, `centred` | the bonus with one thing changed: the thought is exchanged too (weight 1); an empty context to compare with; a sum over the answer's tokens, which are two in all names of our worlds, so that this doubles the gain; no stabilisers; on everything written for the search; not divided by the length (weight 1); its mean subtracted |
 # | `leave_one_out`, `step_groups`, `turn_rewards` | the rivals |
 # | `turn_rewards_full` | IGPO's term at its own weight of 1: a failure that we keep |
 # | `thought`, `siblings` | ours, without annotation: the model's own verdict; names that right siblings found |
@@ -1310,6 +1337,13 @@ def properties_of_gain(gain):
         lambda: np.isclose(gain([-1.0], [[-2.0], [-6.0]]), 3),
     )
     yield (
+        "the mean, not the middle one",
+        lambda: np.isclose(
+            gain([-1.0, -3.0], [[-2.0, -2.0], [-2.0, -2.0], [-8.0, -8.0]]), 2
+        ),
+    )
+    yield "all tokens count", lambda: np.isclose(gain([-1.0, -3.0], [[-2.0, -8.0]]), 3)
+    yield (
         "a loss is negative",
         lambda: np.isclose(gain([-5.0], [[-1.0], [-2.0], [-3.0]]), -3),
     )
@@ -1322,7 +1356,7 @@ assert check("ch11-gain", information_gain)
 # ### Exercise 2: a silent bug
 #
 # A colleague drew the blocks to compare with as below. Training runs, the loss is finite, and the gain of the best queries is close to nought. Which blocks are in there that must not be? Write `comparable`: whether
-# a block may stand in for the passages of a search. Compare whole words, in any case: the name *Ann* does not stand in *Annex*.
+# a block may stand in for the passages of a search. A name counts as a whole, in any case, with its punctuation left out (`normalise_answer`): *Ann* does not stand in *Annex*. (`strangers` looks at the thought about a block too; leave that aside.)
 
 
 # %% tags=["page-only"]
@@ -1362,6 +1396,12 @@ def properties_of_comparison(may):
         lambda: not may(block("the mayor is ann lee."), "who ?", "Ann Lee"),
     )
     yield "a part of a word", lambda: may(block("the annex is closed"), "who ?", "Ann")
+    yield "its end", lambda: may(block("joann is mayor"), "who ?", "Ann")
+    yield "half of a name", lambda: may(block("Bob Lee met Ann"), "who ?", "Ann Lee")
+    yield (
+        "with marks in the name",
+        lambda: not may(block("the u.s. president"), "who ?", "U.S."),
+    )
     ### END HIDDEN TESTS
 
 
@@ -1370,7 +1410,7 @@ assert check("ch11-leak", comparable)
 # %% [markdown]
 # ### Exercise 3: who learns from a group that failed?
 #
-# Write `learners`: from the rewards of one group and the stabilised gains of each attempt's searches, which attempts have a token with an advantage that is not 0, without the bonus and with it. Predict first: of which groups do
+# Write `learners`: from the rewards (1 or 0) of one group and the stabilised gains of each attempt's searches, which attempts have a token with an advantage that is not 0, without the bonus and with it. Predict first: of which groups do
 # both say the same?
 
 
@@ -1400,7 +1440,16 @@ def properties_of_learners(who):
         lambda: not any(who([0, 0], [[0.5], [0.0]])[0]),
     )
     ### BEGIN HIDDEN TESTS
-    yield "a mixed group", lambda: all(who([1, 0, 0], [[], [], [0.0]])[0])
+    mixed = [1, 0, 0], [[], [], [0.0]]
+    yield (
+        "a mixed group",
+        lambda: [list(found) for found in who(*mixed)] == [[True] * 3] * 2,
+    )
+    yield (
+        "a gain and as large a loss",
+        lambda: list(who([0, 0], [[0.3, -0.3], []])[1]) == [True, False],
+    )
+    yield "all right is as dead as all wrong", lambda: not any(who([1, 1], [[], []])[0])
     yield "no search, no bonus", lambda: not any(who([0, 0], [[], []])[1])
     yield (
         "a loss teaches too",
@@ -1415,8 +1464,9 @@ assert check("ch11-dead", learners)
 # %% [markdown]
 # ### Exercise 4: predict, then break it
 #
-# Write `bonus_of_query`: what all tokens of a query of `length` tokens get together, with and without the division by $|Q|$. Then predict: without it, how long do queries become? Look at `query_tokens_sampled` of
-# `ig` (weight 3) and `no_share` (weight 1) in the table of all arms: which of the two hands out more for a query of how many tokens? Explain what you see.
+# Write `bonus_of_query`: what all tokens of a query of `length` tokens get together, with and without the division by $|Q|$; the gain is stabilised already. Then predict: without it, how long do queries become? The closing tag is not a part of $Q_t$, so that
+# tokens which go on with a query are rewarded, and the one that ends it is not. Look at `query_tokens_sampled` of
+# `ig` (weight 3) and `no_share` (weight 1) in the table of all arms: at three tokens both hand out the same. Explain what you see.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch11-share", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1438,6 +1488,7 @@ def properties_of_share(total):
     ### BEGIN HIDDEN TESTS
     yield "unless it is not shared", lambda: np.isclose(total(2.0, 7, 0.3, False), 4.2)
     yield "a loss", lambda: np.isclose(total(-1.0, 3, 0.5, False), -1.5)
+    yield "a loss, shared", lambda: np.isclose(total(-2.0, 4, 0.5, True), -1)
     ### END HIDDEN TESTS
 
 
@@ -1475,6 +1526,10 @@ def properties_of_returns(of):
         lambda: np.allclose(of([-4.0, 0.0, -2.0, -1.0], 1.0), [3, -1, 1]),
     )
     yield "discounted", lambda: np.allclose(of([0.0, 1.0, 3.0], 0.5), [2, 2])
+    yield (
+        "more for each turn",
+        lambda: np.allclose(of([0.0, 0.0, 0.0, 4.0], 0.5), [1, 2, 4]),
+    )
     ### END HIDDEN TESTS
 
 
