@@ -697,6 +697,8 @@ only = (
     bool(moved["with the bonus"].any()) and not moved["with the bonus"][~asking].any()
 )
 record.check("the bonus moves tokens of queries alone", only, "no other token")
+
+# %% tags=["page-only", "hide-input"]
 lost = (untrained.rewards.view(-1, 8) == 0).all(1)
 values = [
     float(extra[s.row, untrained.batch.search[s.row] == s.number][0])
