@@ -1038,6 +1038,7 @@ def settings_of(method: str) -> GainSettings:
     return replace(settings, **own)
 
 
+# %%
 def added(name: str, lm: LanguageModel, settings: GainSettings, seed: int) -> dict:
     """What an arm adds to GRPO, as arguments of `train`."""
     group, strength = settings.group, settings.alpha

@@ -174,15 +174,18 @@ def smoothed(values: np.ndarray, width: int = 4) -> np.ndarray:
     return (sums[1:] - sums[first]) / (np.arange(len(values)) + 1 - first)
 
 
-def paired(chapter: str, arm: str, base: str, metric: str) -> np.ndarray:
+def paired(
+    chapter: str, arm: str, base: str, metric: str, seeds: Sequence[int] | None = None
+) -> np.ndarray:
     """What an arm has over another in each run that both have. Shape: -> (R,).
 
-    A run is a world, a starting checkpoint and a seed.
+    A run is a world, a starting checkpoint and a seed; of all seeds, or of some.
     """
     runs: dict[tuple[int, int, int], dict[str, float]] = {}
     for record in _plain_cells(chapter):
         cell, value = record.cell, record.metrics.get(f"{record.cell.arm}/{metric}")
-        if cell.arm in (arm, base) and value is not None:
+        wanted = seeds is None or cell.seed in seeds
+        if cell.arm in (arm, base) and wanted and value is not None:
             place = (cell.world_seed, cell.init_seed, cell.seed)
             runs.setdefault(place, {})[cell.arm] = value
     return np.array([run[arm] - run[base] for run in runs.values() if len(run) == 2])

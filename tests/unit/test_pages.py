@@ -186,6 +186,8 @@ def test_arms_are_compared_in_the_runs_that_both_have(card_file: Path):
     logs.write_logs(kept, cards.cards_folder() / "logs", CHAPTER)
     gains = pages.paired(CHAPTER, "dense", "bm25", "recall@50")
     assert sorted(gains.tolist()) == pytest.approx([0.1, 0.2])
+    only = pages.paired(CHAPTER, "dense", "bm25", "recall@50", seeds=[1])
+    assert only.tolist() == pytest.approx([0.1])
     table = pages.paired_table(CHAPTER, ["dense", "bm25", "none"], "bm25", ["recall@50", "other"])
     assert table.loc["dense"].tolist() == ["+0.150 ± 0.050", pages.MISSING, 2]
     assert table.index.tolist() == ["dense"]
