@@ -63,7 +63,7 @@ def record_test(
     Every measure of `judged`, and the tokens of a query and of all that was written, once greedily
     and once at temperature 1.
     """
-    columns = {}
+    columns = {}  # type: dict[str, np.ndarray]
     for how, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
         attempts = answers(lm, task, settings.attempts(temperature))
         found = judged(attempts, task)
