@@ -189,7 +189,7 @@ def _compared(card: Card, logs: Logs, logged: Record, fresh: Record) -> Iterator
             continue
         again = fresh.metrics.get(name, float("nan"))
         outcome = "different"
-        if abs(again - value) <= EQUAL[kind]:
+        if abs(again - value) <= EQUAL[kind] * max(1.0, abs(value)):  # logs keep ten digits
             outcome = "equal"
         elif not exact:
             low, high = _predicted(logs, logged.cell, name, RECHECK_LEVEL)
