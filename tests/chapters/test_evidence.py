@@ -20,8 +20,8 @@ STILL_TO_RUN: dict[str, tuple[str, ...]] = {
     "11_ig_search": (
         "constant", "shuffled", "contains", "grpo_longer", "leave_one_out", "step_groups",
         "turn_rewards", "turn_rewards_full", "with_thought", "empty", "all_tokens", "no_mean",
-        "raw", "no_share", "centred", "thought", "siblings", "sub_answers", "good", "constant@hard95",
-        "grpo@hard50", "ig@hard50", "grpo@hard25", "ig@hard25",
+        "raw", "no_share", "centred", "thought", "siblings", "sub_answers", "good",
+        "constant@hard95", "grpo@hard50", "ig@hard50", "grpo@hard25", "ig@hard25",
     ),
 }  # fmt: skip
 

@@ -599,6 +599,20 @@ def test_changed_code_is_stale_until_every_arm_gives_equal_numbers(gathered, pro
     assert flags() == []
 
 
+def test_a_log_keeps_ten_digits_of_a_large_number_too(gathered):
+    """42906.666666666664 is written as 42906.66667."""
+    card, kept = Card.read(CHAPTER), cards.logs_of(CHAPTER)
+    record = next(iter(kept.records.values()))
+    name = f"{record.cell.arm}/tokens"
+    exact, logged = 42906.666666666664, 42906.66667
+    for fresh, outcome in ((exact, "equal"), (exact + 1, "different")):
+        before, after = (
+            dataclasses.replace(record, metrics={name: value}) for value in (logged, fresh)
+        )
+        (found,) = cards._compared(card, kept, before, after)
+        assert found.outcome == outcome
+
+
 def test_an_empty_log_cannot_be_rechecked(card_file: Path, root: Path):
     with pytest.raises(InputError, match="run and collect its grid first"):
         cards.recheck(Card.read(CHAPTER), logs.Logs(), rerun(root), np.random.default_rng(0))
