@@ -919,8 +919,11 @@ if settings.model == "toy":
         ]  # fmt: skip
     for way, (values, *again) in ways.items():
         row = {case: area(values, seen, r)[0] for case, r in cases_of(seen).items()}
-        row |= {f"mean, {what}": values[r].mean() for what, r in brought(seen).items()}
-        row["spread, useless"] = values[brought(seen)["useless"]].std()
+        parts = {
+            what: values[rows] for what, rows in brought(seen).items() if rows.any()
+        }
+        row |= {f"mean, {what}": own.mean() for what, own in parts.items()}
+        row |= {f"spread, {w}": o.std() for w, o in parts.items() if w == "useless"}
         spread = np.std(values - again[0]) / 2**0.5 if again else np.nan  # of one draw
         checks[way] = row | {"error of the draw, nats": spread}
 pd.DataFrame(checks).T.round(2)
