@@ -1265,7 +1265,7 @@ record.figure(fig, "curves", "learning curves over the grid")
 # ### Dose and response
 #
 # If the bonus is worth most where every attempt fails, its gain over GRPO should grow with the share of such groups, as long as something is ever answered: with harder questions the room for a gain in right answers shrinks too. Here that share is set: questions of three hops, of which 25, 50 or 95 % were
-# beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in the first half of GRPO's training.
+# beyond the untrained policy in eight attempts. On the axis stands the share of groups without a right attempt that was measured in the first half of GRPO's training. Of the three only 95 % has run yet, so that this is a point and no curve.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of the bonus over GRPO in right answers while training, by how often whole groups fail: dots are runs, paired by encyclopedia, model and seed, lines their means. Beside it the same bonus without its information, where it ran.", "name": "fig-11-dose"}, "image": {"alt": "Dots of single runs and lines of their means, gain against the share of failing groups."}}
 DOSES = ("hard25", "hard50", "hard95")
@@ -1287,7 +1287,7 @@ for n, arm in enumerate(("ig", "constant")):
         means = [y.mean() for y in dots.values()]
         ax.plot(places, means, "-s", color=COLORS[n], label=f"{arm} over grpo")
 ax.axhline(0, color="0.4", linewidth=1, linestyle="--")
-ax.set(xlabel="share of groups all wrong, first half of GRPO's training")
+ax.set(xlabel="share of groups all wrong, first half of GRPO's training", xlim=(0, 1))
 ax.set(ylabel="gain in right answers")
 if ax.get_legend_handles_labels()[0]:
     ax.legend()
