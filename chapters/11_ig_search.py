@@ -1377,7 +1377,7 @@ assert check("ch11-gain", information_gain)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# A colleague drew the blocks to compare with as below. Training runs, the loss is finite, and the gain of the best queries is close to nought. Which blocks are in there that must not be? Write `comparable`: whether
+# A colleague drew the blocks to compare with by `drawn_with_a_bug`. Training runs, the loss is finite, and the gain of the best queries is close to nought. Which blocks are in there that must not be? Write `comparable`: whether
 # a block may stand in for the passages of a search. A name counts as a whole, in any case, with its punctuation left out (`normalise_answer`): *Ann* does not stand in *Annex*. (`strangers` looks at the thought about a block too; leave that aside.)
 
 
