@@ -16,7 +16,7 @@ from minisearch.errors import InputError
 from minisearch.logs import Logs
 
 CERTAIN = 1 - stats.LEVEL  # Holm-adjusted p below which a secondary claim is decided
-_AXES = ("worlds", "inits")  # what a stratum is one of
+_AXES = ("world", "init")  # what a stratum is one of
 TOLERANCE = 1e-5  # between a logged mean and that of its single-precision rows
 
 
@@ -110,19 +110,25 @@ def _tested(card: Card, logs: Logs, claim: Claim) -> dict[str, Any]:
     if missing or not cells:
         return {"verdict": "NOT-RUN", "missing_cells": missing}
     per_query = all(_has_rows(logs, cell, claim.metric) for cell in cells)
-    strata = list(dict.fromkeys((cell.world_seed, cell.init_seed) for cell in cells))
+    alone = not per_query and len({cell.seed for cell in cells}) == 1
+    strata = list(dict.fromkeys(_stratum(cell, alone) for cell in cells))
     values: dict[str, list[stats.Array]] = {arm: [] for arm in claim.arms}
     for stratum in strata:
-        here = [cell for cell in cells if (cell.world_seed, cell.init_seed) == stratum]
+        here = [cell for cell in cells if _stratum(cell, alone) == stratum]
         matrix = _query_values(logs, here, claim) if per_query else _cell_means(logs, here, claim)
         for arm in claim.arms:
             values[arm].append(matrix[[cell.arm == arm for cell in here]])
     result = _any_two(claim, values) if claim.among else _one_pair(claim, values)
-    result |= {axis: len({stratum[n] for stratum in strata}) for n, axis in enumerate(_AXES)}
+    result |= {f"{axis}s": len({getattr(cell, f"{axis}_seed") for cell in cells}) for axis in _AXES}
     if not per_query:
         method = f"{result['method']}, of cell means without query noise"
         result |= {"method": method, "queries": 0}
     return result
+
+
+def _stratum(cell: Cell, alone: bool) -> tuple[int, ...]:
+    """A world and a checkpoint; with one training seed and no rows, checkpoints tell the noise."""
+    return (cell.world_seed,) if alone else (cell.world_seed, cell.init_seed)
 
 
 def _one_pair(claim: Claim, values: dict[str, list[stats.Array]]) -> dict[str, Any]:

@@ -391,6 +391,32 @@ def test_a_precondition_and_a_rival_may_bear_on_one_claim(gathered, card_file: P
     assert len(secondary["preconditions"]) == 1
 
 
+def test_a_rival_of_one_seed_without_rows_is_judged_over_checkpoints(card_file: Path, root: Path):
+    def change(content: dict[str, Any]) -> None:
+        content["grid"]["inits"] = "0-1"
+        content["arms"][3]["seed_range"] = "0"
+        content["arms"][0]["seeds"] = "trained"
+        content["claims"] = [content["claims"][0] | {"metric": "over training"}]
+
+    card = edit(card_file, change)
+    gains = {"dense": 0.1, "shuffled": 0.2}
+    for arm in card.arms:
+        for cell in card.cells(arm):
+            folder = write_run(root, cell)
+            luck = np.random.default_rng([cell.world_seed, cell.init_seed, cell.seed]).normal()
+            metrics = json.loads((folder / "metrics.json").read_text())
+            metrics[f"{arm}/over training"] = 0.5 + gains.get(arm, 0.0) + 0.01 * luck * (arm > "c")
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+    cards.collect(CHAPTER)
+    found = evaluate(card, cards.logs_of(CHAPTER))
+    claim, rival = found["claims"]["dense_beats_keywords"], found["rivals"]["shuffled"]
+    assert (claim["worlds"], claim["inits"], claim["seeds"]) == (3, 2, 5)
+    assert (rival["worlds"], rival["inits"], rival["seeds"]) == (3, 2, 2)
+    assert rival["estimate"] == pytest.approx(0.2, abs=0.02)
+    assert rival["low"] < 0.2 < rival["high"]
+    assert rival["wins"]
+
+
 def test_a_precondition_of_no_known_claim_is_named(card_file: Path):
     with pytest.raises(InputError, match="preconditions, headroom, claim"):
         edit(card_file, lambda c: c["preconditions"][0].update(claims=["one_is_enouhg"]))
