@@ -11,6 +11,23 @@
 #     name: python3
 # ---
 
+# %% [markdown]
+# # SD-Search: what would you have asked, had you known?
+#
+# Eight attempts at a question, three of them right. Whoever reads all eight sees at once which queries led somewhere. The
+# search agent of [chapter 7](07_search_agent.py) sees less: each attempt is told whether it was better than its group, and every token of it is praised
+# or blamed alike. SD-Search {cite:p}`sdsearch` lets the same model read the question again, with a *hindsight block* in the prompt: what all eight searched for, and who was right. What it would then write at the places of the queries is the
+# teacher, what it wrote without the block is the student, and at these tokens alone the student is drawn to the teacher. No larger model, no labels of steps.
+# This chapter builds block and loss, asks first whether the teacher knows better, and then whether a policy that is taught so learns faster; and whether it is hindsight that does it.
+
+# %% tags=["page-only", "hide-input"]
+from IPython.display import HTML, Markdown
+
+from minisearch.agents.viewer import group_html
+from minisearch.showing import card_box
+
+Markdown(card_box("10_sd_search"))
+
 # %% tags=["hide-input"]
 import math
 import re
@@ -32,7 +49,7 @@ from minisearch.agents.protocol import (
 )
 from minisearch.agents.queries import due_steps, record_test, scored
 from minisearch.agents.rewards import exact_match_reward, f1_reward
-from minisearch.agents.rollout import rollout
+from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.scoring import log_prob_of, logits_before
 from minisearch.agents.screening import hard_task, screened
 from minisearch.agents.study import (
@@ -50,6 +67,71 @@ from minisearch.errors import InputError
 from minisearch.models.lm import LanguageModel, load_lm
 from minisearch.profiles import derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
+
+# %% [markdown]
+# ## One question, eight attempts
+#
+# World and model are those of chapter 7. Below is the first group of which some attempts are right and others are not (open them by their triangles; a star marks a passage that a step of the question needs).
+
+# %% tags=["page-only", "hide-input"]
+start = load_lm("toy-0")
+example, example_library = open_world("blank", 100)
+shown_asked = [q for q in example.questions(6, hops=(2, 3), seed=4) for _ in range(8)]
+shown = rollout(
+    start, example_library, protocol_of(start.tokenizer),
+    [protocol_of(start.tokenizer).prompt(start.tokenizer, q["question"]) for q in shown_asked],
+    RolloutConfig(), seed=6,
+)  # fmt: skip
+shown_step = scored(start, shown, shown_asked, 8)
+right = shown_step.rewards.view(-1, 8).sum(1)
+mixed = 8 * int(((right >= 2) & (right <= 5)).nonzero()[0, 0])
+part = slice(mixed, mixed + 8)
+rewards = shown_step.rewards[part].tolist()
+HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus))
+
+# %% [markdown]
+# GRPO raises the probability of *every* token of the right ones, a useless query on the way included, and lowers that of every token of the others, among them queries that were as good.
+#
+# ## What the paper claims
+#
+# All of it is about Qwen2.5 models that were trained on NQ and HotpotQA and answer questions of seven sets with a search engine over Wikipedia.
+#
+# | exact match, mean of seven sets | 3B | 7B |
+# |---|---|---|
+# | AutoRefine, base | .405 | |
+# | MR-Search, base | .414 | .460 |
+# | Thinker, instruct, taught by a model of 72B | .430 | .452 |
+# | SD-Search, base | **.428** | .471 |
+# | SD-Search, instruct | .427 | **.476** |
+# | SD-Search, 3B, without the labels of right and wrong | .414 | |
+# | with these labels shuffled | .405 | |
+# | with the thinking, documents and answers of all attempts in view | .398 | |
+#
+# At 3B that is on a par with Thinker, without the large teacher. Five seeds of the 3B model: .428, standard deviation .008; AutoRefine .404. Training takes 15.5 % longer; answering costs nothing more.
+#
+# :::{admonition} What we could and could not read
+# :class: note
+# Title, abstract and the first line of the introduction were available to us, and notes that others made from the full text. From those come the block's contents, the divergence and its 50 tokens, the weight .001, the 50 steps of waiting and the
+# ablations. **Not known to us** are the wording of the block, whose 50 tokens they are and what becomes of the rest, whether the teacher has a gradient (ours has none), whether the weight is switched or ramped, the batch and the rate. No verdict
+# compares a toy number with the paper's.
+# :::
+#
+# ## Symbols
+#
+# | symbol | meaning | in the code |
+# |---|---|---|
+# | $x$, $G$ | question; attempts at it | `question`, `settings.group` |
+# | $\ell_i$ | label of attempt $i$: right or wrong | `Attempt.correct` |
+# | $\rho$ | F1 above which an answer is right | `settings.threshold` |
+# | $H$ | hindsight block | `Hint.block` |
+# | $p_S$, $p_T$ | distribution of the next token: student, teacher | `student`, `teacher` |
+# | $P$ | positions at which queries are written | `positions` |
+# | $k$ | tokens that are compared | `settings.top` |
+# | $\alpha_{\mathrm{SD}}$ | weight of the loss | `settings.alpha` |
+#
+# ## Parameters
+#
+# In the settings, the four values of a `dial` are those of the profiles smoke, toy, small and full.
 
 # %% tags=["parameters"]
 profile: str = "toy"  # smoke | toy | small | full
@@ -74,7 +156,7 @@ class LoopSettings(AgentSettings):
     group: int = dial(4, 8, 5, 5, source="5; ours")
     steps: int = dial(2, 20, 100, 200, source="200; ours")
     minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
-    learning_rate: float = dial(1.2e-3, 1.2e-3, 1e-5, 1e-6, source="AutoRefine; sweep")
+    learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="AutoRefine; sweep")
     warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="none (AutoRefine)")
     clip_low: float = dial(0.2, 0.2, 0.2, 0.2, source="0.2 (AutoRefine)")
     clip_high: float = dial(0.28, 0.28, 0.2, 0.2, source="0.2 (AutoRefine); DAPO")
@@ -97,7 +179,7 @@ class HindsightSettings(LoopSettings):
     waits: int = dial(0, 5, 25, 50, source="50 of 200 steps; the same share")
     threshold: float = dial(0.0, 0.0, 0.0, 0.0, source="0; an F1 above it is right")
     top: int = dial(50, 50, 50, 50, source="50; tokens that are compared")
-    looked_at: int = dial(4, 100, 100, 100, source="ours; questions of the diagnosis")
+    looked_at: int = dial(4, 60, 100, 100, source="ours; questions of the diagnosis")
     tries: int = dial(1, 4, 4, 4, source="ours; new attempts at each of them")
     candidates: int = dial(16, 400, 0, 0, source="ours; screened for hard ones")
 
@@ -109,6 +191,15 @@ record = Recorder.from_environment()
 
 # %% [markdown]
 # ## Step 1: what hindsight may see
+#
+# Of each attempt the block has its queries in their order, and a label:
+#
+# $$H = \bigl[\,(\text{queries of attempt } i,\; \ell_i)\,\bigr]_{i=1}^{G}, \qquad \ell_i = \text{right if } F_1(\text{answer}_i) > \rho, \text{ else wrong}.$$ (eq-10-block)
+#
+# With $\rho = 0$ one common word is enough, which is lenient. No thought, passage or answer may get in: a teacher that reads answers teaches to write them. This *future masking* is by construction here: `seen` takes the list of queries that were carried out, which the environment keeps apart from all
+# that the model wrote, and not the text of an attempt. The attempt that is taught is in the block too.
+#
+# The other kinds of block are for comparison: labels handed out at random within the group, none at all, the attempt's own line alone, or all lines but its own. Then there are two that break the rule: the whole text of one attempt, the first right one; and for each query the passages that it is about to bring.
 
 
 # %%
@@ -182,8 +273,24 @@ def brought(lm: LanguageModel, row: int, attempt: Trajectory) -> list[Hint]:
     return [Hint(row, Piece("information", t), n) for n, t in enumerate(texts)]
 
 
+# %% tags=["page-only", "hide-input"]
+told = [
+    seen(a, q, settings.threshold)
+    for a, q in zip(shown[part], shown_asked[part], strict=True)
+]
+for kind in ("group", "shuffled", "unlabelled"):
+    block = hindsight_blocks(told, kind, np.random.default_rng(0))[0]
+    print(f"{kind}:", str(block).replace(" ; ", "\n  ; "), end="\n\n")
+
+# %% [markdown]
+# `right` or `wrong`, then queries with bars between them, are what our models met in pre-training, in a quarter of the attempts that they learnt from: a block with one right attempt and up to three wrong ones. A model from the shelf has not been taught to read it.
+
 # %% [markdown]
 # ## Step 2: one network, two prompts
+#
+# $$p_S(\cdot) = \pi_\theta(\cdot \mid x,\, y_{<t}), \qquad p_T(\cdot) = \operatorname{stop}\,\pi_\theta(\cdot \mid x, H,\, y_{<t}).$$ (eq-10-roles)
+#
+# Same weights, same response $y$, another prompt. The teacher reads every token that the student wrote, so that token $t$ of the one is token $t$ of the other, however long the block. A shift by one would go unnoticed: the loss would be finite, and would teach nonsense. Therefore the tokens to compare are found by their *kind* in either batch, not by counting.
 
 
 # %%
@@ -232,7 +339,51 @@ def readable(lm: LanguageModel, step: Step, hints: Sequence[Hint]) -> list[Hint]
 
 
 # %% [markdown]
+# Two checks. With an empty block teacher and student are one and the same; and with one, how much does the teacher think of the right answer at places where a query is written? What answers a question has no business in its first query, but the *last* query of a chain may well be followed by it, so that a teacher which has read the answer may put it there.
+
+# %% tags=["page-only", "hide-input"]
+asking = shown_step.batch.search >= 0
+with torch.no_grad():
+    student_all = logits_before(start.model, shown_step.batch.ids, asking)
+
+
+class NoBlock(str):
+    """A block of no text."""
+
+
+same = [Hint(row, NoBlock("")) for row in range(len(shown))]
+gap = (teacher_logits(start, shown_step, same) - student_all).abs().max().item()
+record.check("without a block the teacher is the student", gap == 0, f"{gap:.0e}")
+print(
+    f"{len(student_all)} query tokens, largest difference of a logit without a block: {gap}"
+)
+
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+owner = asking.nonzero()[:, 0]
+golds = [start.encode(f" {q['golden_answers'][0]}") for q in shown_asked]
+mass = {"no block": student_all}
+for kind in ("group", "whole"):
+    hints = hints_of(start, shown_step, 8, kind, 0.0, np.random.default_rng(0))
+    mass[kind] = teacher_logits(start, shown_step, hints)
+live = torch.tensor([0 < right[row // 8] < 8 for row in owner.tolist()])
+named = torch.tensor([golds[row][0] for row in owner.tolist()])
+table = {}
+for kind, logits in mass.items():
+    values = log_prob_of(logits, named)[live]
+    largest = values.max().exp().item()
+    table[kind] = {"mean, nats": values.mean().item(), "largest": largest}
+pd.DataFrame(table).T.round(3)
+
+# %% [markdown]
 # ## Step 3: how far apart
+#
+# The Jensen-Shannon divergence compares both with their mean $M$, on the $k$ tokens that are likeliest to the teacher, among which both are made to sum to one:
+#
+# $$\operatorname{JSD}(p_T, p_S) = \tfrac12 \operatorname{KL}(p_T \,\|\, M) + \tfrac12 \operatorname{KL}(p_S \,\|\, M), \qquad M = \tfrac12 (p_T + p_S) \quad\Rightarrow\quad 0 \le \operatorname{JSD} \le \ln 2.$$ (eq-10-jsd)
+#
+# The bound is its point: a token that the teacher rules out and the student loves costs at most .69 nats, where a Kullback-Leibler divergence has no limit. *Forward* is $\operatorname{KL}(p_T \| p_S)$, *reverse* $\operatorname{KL}(p_S \| p_T)$.
 
 
 # %%
@@ -261,8 +412,34 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+# %% tags=["page-only", "hide-input"]
+hints = hints_of(start, shown_step, 8, "group", 0.0, np.random.default_rng(0))
+teacher_all = teacher_logits(start, shown_step, hints)
+rows = {}
+for kind in ("jsd", "forward", "reverse", "mse"):
+    values = divergence(student_all, teacher_all, kind)
+    rows[kind] = {"mean": values.mean().item(), "largest": values.max().item()}
+record.check("JSD is at most ln 2", rows["jsd"]["largest"] <= math.log(2) + 1e-6)
+pd.DataFrame(rows).T.round(3)
+
+# %% [markdown]
+# Where do they differ? The wrong attempt of the group above whose queries the teacher would change most: on each query token its divergence in nats.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.viewer import tokens_html
+
+apart = torch.zeros(asking.shape)
+apart[asking] = divergence(student_all, teacher_all)
+wrong = [n for n in range(mixed, mixed + 8) if shown_step.rewards[n] == 0]
+most = max(wrong, key=lambda n: float(apart[n].sum()))
+HTML(tokens_html(start, shown[most], apart[most].tolist()))
+
 # %% [markdown]
 # ## Step 4: a loss beside GRPO's
+#
+# $$\mathcal{L} = \mathcal{L}_{\mathrm{GRPO}} + \alpha_{\mathrm{SD}}\, \frac{1}{|P|} \sum_{p \in P} \operatorname{JSD}\bigl(p_T^{(p)}, p_S^{(p)}\bigr),$$ (eq-10-loss)
+#
+# with $P$ all query tokens of all attempts, and only after some steps of waiting (50 of 200 in the paper, 5 of 20 here). The advantages of GRPO stay what they were. The teacher is read anew for each update, with the weights of that moment. An attempt whose text does not fit into the context together with the block is not taught at its queries, and counted.
 
 
 # %%
@@ -339,7 +516,33 @@ class Hindsight:
 
 
 # %% [markdown]
+# Which tokens does the loss move? One attempt of the group, its own advantage set to nought so that GRPO is silent:
+
+# %% tags=["page-only", "hide-input"]
+one = torch.tensor([most])
+batch, mask = shown_step.batch.select(one), shown_step.mask[one]
+mask = mask[:, : batch.ids.shape[1]]
+logits = logits_before(start.model, batch.ids, mask).detach().requires_grad_()
+weights = torch.full((len(logits),), 1 / len(logits))
+lone = Part(one, mask, logits, log_prob_of(logits, batch.ids[mask]), weights)
+teach = Hindsight(start, replace(settings, waits=0, group=8), Distillation(), seed=0)
+teach(shown_step, lone).backward()
+moved = logits.grad.abs().sum(1) > 0
+asks = batch.search[mask] >= 0
+record.check("queries alone are taught", not moved[~asks].any(), "no other token")
+print(
+    f"{int(moved.sum())} of {len(logits)} tokens have a gradient, {int(asks.sum())} are of queries"
+)
+
+# %% [markdown]
 # ## Step 5: what it could be instead
+#
+# If the policy learns faster with this loss, four simpler reasons have to be ruled out.
+#
+# * *The sample is enough.* A right sibling's queries were good; why not raise their probability? `sft` does so: cross-entropy at the query tokens of right attempts, and no teacher (rejection sampling).
+# * *Queries needed more weight.* `heavier` adds GRPO's own advantage once more at query tokens.
+# * *Any sharpening would do.* In `surer` the teacher is the student itself at temperature .4, without a block. Its weight makes both losses equally large at the start.
+# * *Any block would do.* `labels_shuffled` has the same queries, and as many right ones, but not the true ones.
 
 
 # %%
@@ -381,7 +584,7 @@ TEACHERS = {
 SWEPT: dict[str, dict[str, float]] = {
     "sft": {"alpha": 0.03},
     "heavier": {"alpha": 1.0},
-    "surer": {"alpha": 0.57},
+    "surer": {"alpha": 0.85},
     "sd_10x": {"alpha": 3.0},
 }
 
@@ -403,8 +606,22 @@ def added(name: str, lm: LanguageModel, own: HindsightSettings) -> dict:
     return {}
 
 
+# %% tags=["page-only", "hide-input"]
+begin = divergence(student_all, teacher_all).mean().item()
+sharp = (
+    divergence(student_all, student_all / TEACHERS["surer"].temperature).mean().item()
+)
+print(f"loss before training: block {settings.alpha * begin:.4f}, ", end="")
+print(f"own distribution at temperature .4 {SWEPT['surer']['alpha'] * sharp:.4f}")
+
 # %% [markdown]
 # ## Step 6: is the teacher better?
+#
+# A student cannot learn from a teacher who knows no more. Before any training, groups of eight attempts of the untrained policy are sorted by how they went: all wrong, mixed, all right. Then:
+#
+# 1. New attempts with the block in the prompt, and as many without: who is right more often?
+# 2. A query is *good* if it brought the passage of the first step that was still open. By how much does the teacher raise the log-probability of good queries, and of others? What it *prefers* is the difference.
+# 3. How far is it apart from the student?
 
 
 # %%
@@ -537,7 +754,74 @@ def record_mean(name: str, values: np.ndarray) -> None:
 
 
 # %% [markdown]
+# The grid has these for three training encyclopedias and both models. Below are their means. Every second question or so is mixed; groups that are all right are few before training, and empty places had none.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.cards import load_cells
+
+
+def grid_mean(name: str) -> float:
+    """The mean of a metric over the grid's cells; not a number where none has it."""
+    found = [c.metrics[name] for c in load_cells("10_sd_search") if name in c.metrics]
+    return float(np.mean(found)) if found else np.nan
+
+
+ROWS = {
+    "exact match gained": "em gain",
+    "good queries, nats a token": "ratio good",
+    "other queries, nats a token": "ratio bad",
+    "prefers": "prefers",
+    "JSD": "jsd",
+}
+looked = {
+    (what, kind): {t: grid_mean(f"look/{key} {kind}/{t}") for t in TYPES}
+    for what, key in ROWS.items()
+    for kind in SHOWN_BLOCKS
+}
+pd.DataFrame(looked).T.dropna(how="all").round(2)
+
+# %% [markdown]
+# How single queries fare, on questions of this page:
+
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With the true labels the queries that found nothing are the ones it would not have written; with shuffled labels it is led astray as often as not.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good and other queries. With true labels good queries lie near nought and many others far below. With shuffled labels both columns spread alike. Without labels both are close to nought."}}
+from minisearch.plots import COLORS, figure
+
+kinds = types_of(shown_step, 8)
+fig, axes = figure(width=7, height=3.2, columns=3, sharey=True, layout="constrained")
+spots = np.random.default_rng(0)
+for ax, kind in zip(axes, ("group", "shuffled", "unlabelled"), strict=True):
+    found = opinion(start, shown_step, kind, 8)
+    live = found.due & (kinds[found.row] == 1)
+    for place, good in enumerate((True, False)):
+        values = found.ratio[live & (found.good == good)]
+        where = place + spots.uniform(-0.3, 0.3, len(values))
+        ax.plot(where, values, ".", color=COLORS[place], markersize=4)
+        if len(values):
+            ax.hlines(values.mean(), place - 0.38, place + 0.38, color="0.2", zorder=3)
+    ax.axhline(0, color="0.6", linewidth=0.8)
+    ax.set_xticks((0, 1), ("good", "others"))
+    ax.set_title(
+        {"group": "true labels", "shuffled": "shuffled", "unlabelled": "none"}[kind]
+    )
+axes[0].set_ylabel("log p(teacher) - log p(student)\nnats a token")
+record.figure(fig, "ratio", "what the teacher prefers")
+
+# %% [markdown]
 # ## Train and watch
+#
+# | arm | what it does |
+# |---|---|
+# | `look`, `cold` | the teacher, and how the model answers, before training |
+# | `grpo` | chapter 7's: exact match, nothing added |
+# | `sd` | the paper's loss as we read it, weight .3 (the paper: .001, with models, steps and rates of another size) |
+# | `sft`, `heavier`, `surer`, `labels_shuffled` | the four simpler reasons of step 5 |
+# | `labels_none`, `own_only`, `leave_one_out` | another block: no labels; the own line alone; all but the own |
+# | `unmasked`, `documents` | a block that breaks the rule: a whole attempt; the passages that the query will bring |
+# | `forward_kl`, `reverse_kl`, `mse` | another divergence, at the same weight |
+# | `all_positions` | at all that the model wrote |
+# | `sd_10x` | ten times the weight: a failure that we look for |
+#
+# An arm that ends in `@hard50` or `@hard95` trains on questions of three hops of which that percentage was beyond all of eight first attempts: the fewer mixed groups, the less contrast have the labels.
 
 
 # %%
@@ -603,3 +887,426 @@ results = MAIN if arms == "main" else arms.split(",")
 for name in results:
     with record.phase(f"arm {name}"):
         run_arm(name)
+
+# %% [markdown]
+# *Right answers* are the reward, on questions that never come twice. The *divergence* is what the student still has to learn from its teacher; it falls as both get alike, and where it rises the two run away from each other. *Entropy* is that of the policy: a loss that only sharpens would bring it down faster than GRPO does.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without hindsight: right answers and entropy, means of four steps, and the divergence of student and teacher since the loss was switched on.", "name": "fig-10-training"}, "image": {"alt": "Three panels. Right answers rise and entropy falls with and without hindsight; the divergence has one line, that of the arm with hindsight."}}
+from minisearch import pages
+
+fig, axes = figure(width=7, height=2.8, columns=3, layout="constrained")
+for n, (run, module) in enumerate(MODULES.items()):
+    x = module.history.column("rollouts")[1]
+    for ax, column in zip(axes, ("em", "entropy"), strict=False):
+        ax.plot(
+            x,
+            pages.smoothed(module.history.column(column)[1]),
+            color=COLORS[n],
+            label=run,
+        )
+    if log := getattr(module.extra_loss, "log", []):
+        values, after = [row["divergence"] for row in log], slice(settings.waits, None)
+        axes[2].plot(x[after], values[after], color=COLORS[n])
+for ax, title in zip(
+    axes, ("right answers", "entropy, nats", "JSD, nats"), strict=True
+):
+    ax.set(title=title, xlabel="attempts", ylim=(0, None))
+if MODULES:
+    axes[0].legend()
+record.figure(fig, "training", "training with and without hindsight")
+
+# %% [markdown]
+# What it costs is counted in the same runs. The teacher is read in the update, with a longer prompt; and attempts of groups that teach GRPO nothing, which it leaves out of its update, are read too.
+
+# %% tags=["page-only", "hide-input"]
+spent = {
+    arm: {
+        part: record.metrics.get(f"seconds/{arm}/{part}")
+        for part in ("generate", "retrieve", "score", "update")
+    }
+    for arm in MODULES
+}
+cost = pd.DataFrame(spent).T.astype(float)
+if len(cost):
+    cost["together"] = cost.sum(axis=1)
+if {"grpo", "sd"} <= set(MODULES):
+    more = cost.loc["sd", "together"] / cost.loc["grpo", "together"] - 1
+    print(f"with hindsight: {more:.0%} longer (the paper: 15.5 %)")
+cost.round(1)
+
+# %% [markdown]
+# ### Too much of it
+#
+# With ten times the weight, what goes first? Quarters of training, means over the runs of the grid.
+
+# %% tags=["page-only", "hide-input"]
+warning = {
+    (arm, what): {
+        f"quarter {n}": grid_mean(f"{arm}/{what}/quarter {n}") for n in range(1, 5)
+    }
+    for arm in ("grpo", "sd", "sd_10x")
+    for what in ("entropy", "divergence")
+}
+for arm in ("grpo", "sd", "sd_10x"):
+    _, curves = pages.training_curves("10_sd_search", arm)
+    if curves:
+        whole = np.concatenate(curves).mean(0)
+        parts = [p.mean() for p in np.array_split(whole, 4)]
+        warning[arm, "right answers"] = {
+            f"quarter {n}": p for n, p in enumerate(parts, start=1)
+        }
+pd.DataFrame(warning).T.dropna(how="all").sort_index().round(3)
+
+# %% [markdown]
+# ## Results
+#
+# First this page's own run: one pair of encyclopedias, one seed.
+
+# %% tags=["page-only", "hide-input"]
+SHOWN = (
+    "em_training",
+    "em_sampled",
+    "em_greedy",
+    "gold_sampled",
+    "searches_sampled",
+    "query_tokens_sampled",
+    "mixed_groups",
+)
+pages.score_table(record.metrics, results, SHOWN)
+
+# %% [markdown]
+# ### What the grid says
+#
+# `em_training` is the area under the learning curve: how often attempts were right over the whole of training.
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.showing import claims_markdown
+
+Markdown(claims_markdown("10_sd_search"))
+
+# %% tags=["page-only", "hide-input"]
+as_registered = not (data or service or steps)
+print(
+    pages.live_note("10_sd_search", profile, world_seed, record.metrics, as_registered)
+)
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table("10_sd_search", SHOWN)
+
+# %% [markdown]
+# These are means over different numbers of runs. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+
+# %% tags=["page-only", "hide-input"]
+ran = dict.fromkeys(log.cell.arm for log in load_cells("10_sd_search"))
+plain = [arm for arm in ran if "@" not in arm and arm not in ("look", "cold", "grpo")]
+pages.paired_table("10_sd_search", plain, "grpo", ["em_training", "em_greedy"])
+
+# %% [markdown]
+# And over `sd`:
+
+# %% tags=["page-only", "hide-input"]
+others = [arm for arm in plain if arm != "sd"]
+pages.paired_table("10_sd_search", others, "sd", ["em_training", "em_greedy"])
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits.", "name": "fig-10-curves"}, "image": {"alt": "CURVESALT"}}
+from minisearch.curves import interquartile_mean_curve
+from minisearch.plots import curve_with_band
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("grpo", "sd", "sft", "labels_shuffled")):
+    places, curves = pages.training_curves("10_sd_search", arm)
+    if curves:
+        middle = interquartile_mean_curve(curves)
+        curve_with_band(ax, places, *middle, label=arm.replace("_", " "), index=n)
+ax.set(
+    xlabel="attempts made in training", ylabel="share of right attempts", ylim=(0, None)
+)
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "curves", "learning curves over the grid")
+
+# %% [markdown]
+# ### What we take from it
+#
+# CONCLUSIONS
+#
+# ### Where we deviate, and what was tuned
+
+# %% tags=["page-only", "hide-input"]
+pages.deviations_table("10_sd_search")
+
+# %% tags=["page-only", "hide-input"]
+pages.tuning_table("10_sd_search")
+
+# %% [markdown]
+# ## Exercises
+#
+# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
+# solutions: `minisearch assignment build 10 --out DIR`.
+#
+# ### Exercise 1: a divergence with a bound
+#
+# Write `jensen_shannon` for two lists of probabilities, in nats. A probability may be 0. Before you do: what is it for two distributions that have no token in common, and what is a Kullback-Leibler divergence then?
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.classroom import check, checks
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-jsd", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
+    """The divergence in nats; both lists sum to one."""
+    ### BEGIN SOLUTION
+    total = 0.0
+    for a, b in zip(p, q, strict=True):
+        middle = (a + b) / 2
+        total += sum(v * math.log(v / middle) for v in (a, b) if v > 0) / 2
+    return total
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-jsd-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch10-jsd")
+def properties_of_jensen_shannon(of):
+    yield "equal distributions", lambda: np.isclose(of([0.3, 0.7], [0.3, 0.7]), 0)
+    yield (
+        "it is symmetric",
+        lambda: np.isclose(of([0.9, 0.1], [0.4, 0.6]), of([0.4, 0.6], [0.9, 0.1])),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "nothing in common",
+        lambda: np.isclose(of([1.0, 0.0], [0.0, 1.0]), math.log(2)),
+    )
+    yield "by hand", lambda: np.isclose(of([1.0, 0.0], [0.5, 0.5]), 0.215762, atol=1e-5)
+    yield (
+        "three tokens",
+        lambda: np.isclose(of([0.5, 0.5, 0], [0, 0.5, 0.5]), 0.5 * math.log(2)),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch10-jsd", jensen_shannon)
+
+# %% [markdown]
+# ### Exercise 2: a silent bug
+#
+# A colleague built the block from the *text* of an attempt, with `queries_with_a_bug`. Training runs, the loss is finite and falls nicely. Then a model begins to ask for answers that nobody has found yet. What gets into the block that must not? Write `queries_of`, from typed segments: pairs of a kind (`think`, `query`, `documents`, `answer`, `invalid`) and
+# a text, in order. A query counts if passages came back for it, that is if the next segment is `documents`.
+
+
+# %% tags=["page-only"]
+def queries_with_a_bug(text: str) -> list[str]:
+    """Everything in an attempt's text that looks like a search."""
+    return [q.strip() for q in re.findall(r"<search>(.*?)</search>", text, re.S)]
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def queries_of(segments: Sequence[tuple[str, str]]) -> list[str]:
+    """The queries of an attempt that passages came back for, in order."""
+    ### BEGIN SOLUTION
+    pairs = zip(segments, [*segments[1:], ("", "")], strict=True)
+    return [
+        text.strip()
+        for (kind, text), (after, _) in pairs
+        if kind == "query" and after == "documents"
+    ]
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-mask-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch10-mask")
+def properties_of_queries(of):
+    attempt = [
+        ("think", "need mayor"),
+        ("query", " Oslo mayor "),
+        ("documents", "Ann Lee"),
+        ("answer", "Ann Lee"),
+    ]
+    yield "one query", lambda: list(of(attempt)) == ["Oslo mayor"]
+    yield "no search at all", lambda: list(of([("think", "x"), ("answer", "y")])) == []
+    ### BEGIN HIDDEN TESTS
+    two = [*attempt[:3], ("query", "Ann Lee sister"), ("documents", "Eva")]
+    yield "two, in order", lambda: list(of(two)) == ["Oslo mayor", "Ann Lee sister"]
+    lost = [*attempt[:3], ("query", "is it Ann Lee"), ("answer", "Ann Lee")]
+    yield "nothing came back", lambda: list(of(lost)) == ["Oslo mayor"]
+    quoted = [
+        ("documents", "<search> Ann Lee </search>"),
+        ("think", "<search> Eva </search>"),
+    ]
+    yield "tags that were read or thought of", lambda: list(of(quoted)) == []
+    yield "cut off", lambda: list(of([("query", "Ann Lee")])) == []
+    yield (
+        "not well formed",
+        lambda: list(of([("invalid", "Ann"), ("documents", "x")])) == [],
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch10-mask", queries_of)
+
+# %% [markdown]
+# ### Exercise 3: how much does shuffling change?
+#
+# `labels_shuffled` hands out a group's labels at random. Write `stays`: the probability that after shuffling *every* attempt has the label that it had. Then: in which groups is the control the method itself? With one right attempt of eight, by how much does the control differ from it on average?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-shuffle", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def stays(labels: Sequence[bool]) -> float:
+    """The probability that a random permutation of these labels changes none."""
+    ### BEGIN SOLUTION
+    return 1 / math.comb(len(labels), sum(labels))
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-shuffle-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch10-shuffle")
+def properties_of_shuffling(of):
+    yield "one right of two", lambda: np.isclose(of([True, False]), 0.5)
+    yield "two attempts, both right", lambda: np.isclose(of([True, True]), 1)
+    ### BEGIN HIDDEN TESTS
+    yield "all wrong", lambda: np.isclose(of([False] * 5), 1)
+    yield "one right of eight", lambda: np.isclose(of([False] * 7 + [True]), 1 / 8)
+    yield "half of four", lambda: np.isclose(of([True, True, False, False]), 1 / 6)
+    ### END HIDDEN TESTS
+
+
+assert check("ch10-shuffle", stays)
+
+# %% [markdown]
+# ### Exercise 4: predict, then break it
+#
+# Write `places`: from the lengths of both prompts and the numbers of some response tokens (from 0), the places in either sequence whose logits *predict* these tokens. A model's logits at a place are about the next token. Predict first: if the teacher's places were too large by one, would its divergence from the student grow or shrink, and would training stop? Then shift `teacher_logits` by one token and look at the table of step 3.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-places", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def places(student: int, teacher: int, tokens: Sequence[int]) -> list[tuple[int, int]]:
+    """Of each token the place in the student's and in the teacher's sequence, from 0."""
+    ### BEGIN SOLUTION
+    return [(student + token - 1, teacher + token - 1) for token in tokens]
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-places-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch10-places")
+def properties_of_places(of):
+    yield "no block", lambda: list(map(tuple, of(5, 5, [3]))) == [(7, 7)]
+    ### BEGIN HIDDEN TESTS
+    yield "the first token", lambda: list(map(tuple, of(5, 9, [0]))) == [(4, 8)]
+    yield (
+        "a longer prompt",
+        lambda: list(map(tuple, of(10, 60, [2, 5]))) == [(11, 61), (14, 64)],
+    )
+    yield "none", lambda: list(of(3, 4, [])) == []
+    ### END HIDDEN TESTS
+
+
+assert check("ch10-places", places)
+
+# %% [markdown]
+# ### Exercise 5: who pulls how hard
+#
+# Two tokens; the student gives the first the probability $p = \sigma(z)$, the teacher $q$. Write `pull`: the derivative with respect to $z$ of the forward KL, the reverse KL and the JSD. The first is $p - q$; of the others derive that for any divergence $D$ it is $p(1-p)\, \partial D / \partial p$. Then let $q$ go to 0 with $p = .5$: which of the three has no limit?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-pull", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def pull(p: float, q: float, kind: str) -> float:
+    """The derivative of "forward", "reverse" or "jsd" with respect to the student's logit."""
+    ### BEGIN SOLUTION
+    if kind == "forward":
+        return p - q
+    other = q if kind == "reverse" else (p + q) / 2
+    slope = math.log(p / other) - math.log((1 - p) / (1 - other))
+    return p * (1 - p) * slope * (1 if kind == "reverse" else 0.5)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-pull-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch10-pull")
+def properties_of_pull(of):
+    yield "forward", lambda: np.isclose(of(0.5, 0.2, "forward"), 0.3)
+    yield (
+        "agreed",
+        lambda: all(
+            np.isclose(of(0.3, 0.3, k), 0) for k in ("forward", "reverse", "jsd")
+        ),
+    )
+
+    ### BEGIN HIDDEN TESTS
+    def slope(p, q, of_p):
+        def at(z):
+            return of_p(1 / (1 + math.exp(-z)), q)
+
+        z = math.log(p / (1 - p))
+        return (at(z + 1e-5) - at(z - 1e-5)) / 2e-5
+
+    def two(p, q):
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+    def middle(p, q):
+        return (two(p, (p + q) / 2) + two(q, (p + q) / 2)) / 2
+
+    for p, q in ((0.6, 0.1), (0.2, 0.7)):
+        yield (
+            f"reverse at {p}, {q}",
+            lambda p=p, q=q: np.isclose(
+                of(p, q, "reverse"), slope(p, q, two), atol=1e-4
+            ),
+        )
+        yield (
+            f"jsd at {p}, {q}",
+            lambda p=p, q=q: np.isclose(
+                of(p, q, "jsd"), slope(p, q, middle), atol=1e-4
+            ),
+        )
+    ### END HIDDEN TESTS
+
+
+assert check("ch10-pull", pull)
+
+# %% [markdown]
+# ## At scale
+#
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. The teacher adds one reading of every attempt, with a longer prompt and without a gradient; its logits are kept at query tokens alone.
+
+# %% tags=["page-only", "hide-input"]
+full = HindsightSettings.of("full")
+searches_each, tokens_each, query = 2.5, 1500, 12
+rows_full = full.questions_a_step * full.group
+block = full.group * searches_each * query
+passes = {
+    "write": 2 * rows_full * tokens_each,
+    "reference": 2 * rows_full * tokens_each,
+    "update": 6 * rows_full * tokens_each,
+    "teacher": 2 * rows_full * (tokens_each + block),
+}
+share = passes["teacher"] / (sum(passes.values()) - passes["teacher"])
+kept = rows_full * searches_each * query * 151_936 * 4 / full.minibatches / 8 / 1e9
+print(
+    f"a step: {rows_full:,} attempts, each teacher reads {block:.0f} tokens more than its student"
+)
+print(f"in operations {share:.0%} more than a step without")
+print(
+    f"logits of teachers at query tokens, one update on one of 8 GPUs: {kept:.1f} GB, were they all kept at once"
+)
+
+# %% [markdown]
+# Attempts of 1,500 tokens, 2.5 searches each and queries of 12 tokens are assumed. Teachers are read part by part, as the update is, so that their logits are never all there at once.
+#
+# ```bash
+# minisearch run 10 --profile small
+# minisearch run 10 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
+# ```
+#
+# Nobody has run `small` or `full` yet; their columns are configuration. What chapter 7 says of the prompt of `small` is true here as well, and neither of its models was taught to read a block of attempts: measure the teacher first, with `-p arms look`.
+
+# %% tags=["page-only", "hide-input"]
+pd.DataFrame(HindsightSettings.table()).set_index("setting")
+
+# %% [markdown]
+# ## References
+#
+# ```{bibliography}
+# :filter: docname in docnames
+# :list: bullet
+# ```
