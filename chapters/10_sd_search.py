@@ -16,7 +16,7 @@
 #
 # Eight attempts at a question, three of them right. Whoever reads all eight sees at once which queries led somewhere. The
 # search agent of [chapter 7](07_search_agent.py) sees less: each attempt is told whether it was better than its group, and every token of it is praised
-# or blamed alike. SD-Search {cite:p}`sdsearch` lets the same model read the question again, with a *hindsight block* in the prompt: what all eight searched for, and who was right. What it would then write at the places of the queries is the
+# or blamed alike. SD-Search {cite:p}`sdsearch` lets the same model read the question again, with a {term}`hindsight block` in the prompt: what all eight searched for, and who was right. What it would then write at the places of the queries is the
 # teacher, what it wrote without the block is the student, and at these tokens alone the student is drawn to the teacher. No larger model, no labels of steps.
 # This chapter builds block and loss, asks first whether the teacher knows better, and then whether a policy that is taught so learns faster; and whether it is hindsight that does it.
 
@@ -103,11 +103,11 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 # | Thinker, instruct, taught by a model of 72B | .430 | .452 |
 # | SD-Search, base | **.428** | .471 |
 # | SD-Search, instruct | .427 | **.476** |
-# | SD-Search, 3B, without the labels of right and wrong | .414 | |
-# | with these labels shuffled | .405 | |
-# | with the thinking, documents and answers of all attempts in view | .398 | |
+# | SD-Search, base, without the labels of right and wrong | .414 | |
+# | base, with these labels shuffled | .405 | |
+# | base, with thinking, documents and answers in view | .398 | |
 #
-# At 3B that is on a par with Thinker, without the large teacher. Five seeds of the 3B model: .428, standard deviation .008; AutoRefine .404. Training takes 15.5 % longer; answering costs nothing more.
+# AutoRefine and MR-Search learn from outcomes alone, Thinker also from the steps that a larger model marked. At 3B SD-Search is on a par with Thinker, without the large teacher. Over five seeds of the 3B base model it has .428 (± .008), AutoRefine .404 (± .008). Training takes 15.5 % longer; answering costs nothing more.
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -120,13 +120,15 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $x$, $G$ | question; attempts at it | `question`, `settings.group` |
+# | $x$, $G$ | a question in its prompt; attempts at it | `question`, `settings.group` |
+# | $y_{<t}$ | what an attempt has before its token $t$ | `batch.ids` |
 # | $\ell_i$ | label of attempt $i$: right or wrong | `Attempt.correct` |
-# | $\rho$ | F1 above which an answer is right | `settings.threshold` |
+# | $\varrho$ | F1 above which an answer is right | `settings.threshold` |
 # | $H$ | hindsight block | `Hint.block` |
-# | $p_S$, $p_T$ | distribution of the next token: student, teacher | `student`, `teacher` |
-# | $P$ | positions at which queries are written | `positions` |
-# | $k$ | tokens that are compared | `settings.top` |
+# | $\pi_\theta$, $\operatorname{stop}$ | the policy; no gradient goes through | `lm.model`, `no_grad` |
+# | $p_S$, $p_T$, $M$ | distribution of the next token: student, teacher, their mean | `student`, `teacher`, `middle` |
+# | $P$ | places at which queries are written | `positions` |
+# | $K$ | tokens that are compared | `settings.top` |
 # | $\alpha_{\mathrm{SD}}$ | weight of the loss | `settings.alpha` |
 #
 # ## Parameters
@@ -194,12 +196,11 @@ record = Recorder.from_environment()
 #
 # Of each attempt the block has its queries in their order, and a label:
 #
-# $$H = \bigl[\,(\text{queries of attempt } i,\; \ell_i)\,\bigr]_{i=1}^{G}, \qquad \ell_i = \text{right if } F_1(\text{answer}_i) > \rho, \text{ else wrong}.$$ (eq-10-block)
+# $$H = \bigl[\,(\text{queries of attempt } i,\; \ell_i)\,\bigr]_{i=1}^{G}, \qquad \ell_i = \text{right if } F_1(\text{answer}_i) > \varrho, \text{ else wrong}.$$ (eq-10-block)
 #
-# With $\rho = 0$ one common word is enough, which is lenient. No thought, passage or answer may get in: a teacher that reads answers teaches to write them. This *future masking* is by construction here: `seen` takes the list of queries that were carried out, which the environment keeps apart from all
-# that the model wrote, and not the text of an attempt. The attempt that is taught is in the block too.
+# With $\varrho = 0$ one common word is enough, which is lenient. (The reward is exact match, and *right*, *wrong* and *mixed* mean that everywhere but in a block: half of a name of two words is wrong there, and called right in the block.) No thought, passage or answer may get in: a teacher that reads answers teaches to write them. This *future masking* is by construction here: `seen` takes the list of queries that were carried out, as the environment keeps it, and not the text of an attempt. The attempt that is taught is in the block too.
 #
-# The other kinds of block are for comparison: labels handed out at random within the group, none at all, the attempt's own line alone, or all lines but its own. Then there are two that break the rule: the whole text of one attempt, the first right one; and for each query the passages that it is about to bring.
+# The other kinds of block are for comparison: labels handed out at random within the group, none at all, the attempt's own line alone, or all lines but its own. Then there are two that break the rule: the whole text of one attempt, the first right one (in a group without any, the first); and for each query the passages that it is about to bring.
 
 
 # %%
@@ -212,7 +213,7 @@ def seen(attempt: Trajectory, question: Question, threshold: float) -> Attempt:
 def hindsight_blocks(
     group: Sequence[Attempt], kind: str, random: np.random.Generator
 ) -> list:
-    """The block that each attempt's teacher reads, of `BLOCKS`."""
+    """The block that each attempt's teacher reads; any other `kind`: all labels as they are."""
     rows = range(len(group))
     if kind == "shuffled":
         labels = random.permutation([attempt.correct for attempt in group]).tolist()
@@ -283,14 +284,26 @@ for kind in ("group", "shuffled", "unlabelled"):
     print(f"{kind}:", str(block).replace(" ; ", "\n  ; "), end="\n\n")
 
 # %% [markdown]
-# `right` or `wrong`, then queries with bars between them, are what our models met in pre-training, in a quarter of the attempts that they learnt from: a block with one right attempt and up to three wrong ones. A model from the shelf has not been taught to read it.
+# `right` or `wrong`, then queries with bars between them, are what our models met in pre-training, in a quarter of the attempts that they learnt from: a block with one right attempt and up to three wrong ones, or wrong ones alone. Eight lines, several right ones and missing labels are new to them. A model from the shelf has not been taught to read any block.
 
 # %% [markdown]
 # ## Step 2: one network, two prompts
 #
 # $$p_S(\cdot) = \pi_\theta(\cdot \mid x,\, y_{<t}), \qquad p_T(\cdot) = \operatorname{stop}\,\pi_\theta(\cdot \mid x, H,\, y_{<t}).$$ (eq-10-roles)
 #
-# Same weights, same response $y$, another prompt. The teacher reads every token that the student wrote, so that token $t$ of the one is token $t$ of the other, however long the block. A shift by one would go unnoticed: the loss would be finite, and would teach nonsense. Therefore the tokens to compare are found by their *kind* in either batch, not by counting.
+# Same weights, same response $y$, another prompt. The teacher reads every token that the student wrote, so that token $t$ of the one is token $t$ of the other, however long the block. A shift by one would go unnoticed by the loss, which would be finite and teach nonsense. Therefore the tokens to compare are found by their *kind* in either batch, not by counting. The tags of a search are not among them: what is taught is how to ask, and not whether.
+#
+# What the code of this step and the next ones takes from chapter 7:
+#
+# | name | meaning |
+# |---|---|
+# | `Piece(kind, text)` | a stretch of text between tags, as it stands in a prompt |
+# | `step.batch.search` | for each token the number of the search whose query it is in, from 0; -1 elsewhere |
+# | `step.mask`, `part.mask` | tokens that the model wrote, in the whole step or in the attempts of one pass |
+# | `part.rows` | which attempts these are |
+# | `part.of(values)` | values of the step's tokens, at those of the part |
+# | `part.weights` | the weight of each token in the mean over all that the model wrote in one update |
+# | `logits_before(model, ids, where)` | the logits from which the marked tokens are drawn |
 
 
 # %%
@@ -339,7 +352,7 @@ def readable(lm: LanguageModel, step: Step, hints: Sequence[Hint]) -> list[Hint]
 
 
 # %% [markdown]
-# Two checks. With an empty block teacher and student are one and the same; and with one, how much does the teacher think of the right answer at places where a query is written? What answers a question has no business in its first query, but the *last* query of a chain may well be followed by it, so that a teacher which has read the answer may put it there.
+# Two checks. With an empty block teacher and student are one and the same. And does a teacher that has read the answer want to *ask* for it? Below is the log-probability, at places where a query is written in mixed groups, of the first token of the right answer, and the largest probability that it has anywhere. With a whole attempt in view it should rise.
 
 # %% tags=["page-only", "hide-input"]
 asking = shown_step.batch.search >= 0
@@ -377,13 +390,16 @@ for kind, logits in mass.items():
 pd.DataFrame(table).T.round(3)
 
 # %% [markdown]
+# The paper says that without future masking that happens. Here it is hardly to be seen: a query of our model consists of a name that it has just found and words of a relation, and a whole attempt in the prompt has shown it queries as well.
+
+# %% [markdown]
 # ## Step 3: how far apart
 #
-# The Jensen-Shannon divergence compares both with their mean $M$, on the $k$ tokens that are likeliest to the teacher, among which both are made to sum to one:
+# The {term}`Jensen-Shannon divergence` compares both with their mean $M$, on the $K$ tokens that are likeliest to the teacher, among which both are made to sum to one:
 #
 # $$\operatorname{JSD}(p_T, p_S) = \tfrac12 \operatorname{KL}(p_T \,\|\, M) + \tfrac12 \operatorname{KL}(p_S \,\|\, M), \qquad M = \tfrac12 (p_T + p_S) \quad\Rightarrow\quad 0 \le \operatorname{JSD} \le \ln 2.$$ (eq-10-jsd)
 #
-# The bound is its point: a token that the teacher rules out and the student loves costs at most .69 nats, where a Kullback-Leibler divergence has no limit. *Forward* is $\operatorname{KL}(p_T \| p_S)$, *reverse* $\operatorname{KL}(p_S \| p_T)$.
+# The bound is its point: wherever the two disagree, the loss of a token is at most .69 nats, and no token can outweigh all others. A Kullback-Leibler divergence has no such limit: the *forward* one, $\operatorname{KL}(p_T \| p_S)$, grows where the student rules out what the teacher likes, the *reverse* one, $\operatorname{KL}(p_S \| p_T)$, where the teacher rules out what the student likes. A token beyond the teacher's $K$ does not enter at all; how much the student gives to these is printed below.
 
 
 # %%
@@ -420,6 +436,11 @@ for kind in ("jsd", "forward", "reverse", "mse"):
     values = divergence(student_all, teacher_all, kind)
     rows[kind] = {"mean": values.mean().item(), "largest": values.max().item()}
 record.check("JSD is at most ln 2", rows["jsd"]["largest"] <= math.log(2) + 1e-6)
+best = teacher_all.topk(settings.top).indices
+inside = student_all.softmax(-1).gather(-1, best).sum(-1)
+print(
+    f"of the student, inside the teacher's {settings.top} tokens: {inside.mean():.3f}, at least {inside.min():.3f}"
+)
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
@@ -437,9 +458,11 @@ HTML(tokens_html(start, shown[most], apart[most].tolist()))
 # %% [markdown]
 # ## Step 4: a loss beside GRPO's
 #
-# $$\mathcal{L} = \mathcal{L}_{\mathrm{GRPO}} + \alpha_{\mathrm{SD}}\, \frac{1}{|P|} \sum_{p \in P} \operatorname{JSD}\bigl(p_T^{(p)}, p_S^{(p)}\bigr),$$ (eq-10-loss)
+# $$\mathcal{L} = \mathcal{L}_{\mathrm{GRPO}} + \alpha_{\mathrm{SD}}\, \frac{1}{|P|} \sum_{t \in P} \operatorname{JSD}\bigl(p_T^{(t)}, p_S^{(t)}\bigr),$$ (eq-10-loss)
 #
-# with $P$ all query tokens of all attempts, and only after some steps of waiting (50 of 200 in the paper, 5 of 20 here). The advantages of GRPO stay what they were. The teacher is read anew for each update, with the weights of that moment. An attempt whose text does not fit into the context together with the block is not taught at its queries, and counted.
+# with $P$ the query tokens of all attempts, and only after some steps of waiting (50 of 200 in the paper, 5 of 20 here). The advantages of GRPO stay what they were. A step has two updates here, each on half of the attempts of every group; the factor `scale` turns the weights of a mean over all written tokens into those of a mean over query tokens. The teacher is read anew for each update, with the weights of that moment. An attempt whose text does not fit into the context together with the block is not taught at its queries, and counted.
+#
+# The loss is there in *every* group. In one that is all wrong the block says `wrong` eight times: there the labels tell nothing, and shuffling them changes nothing. The authors name that as a limit of the method. If it is the labels that teach, it has to be in mixed groups.
 
 
 # %%
@@ -458,7 +481,7 @@ class Distillation:
 class Hindsight:
     """The further loss of SD-Search, an `extra_loss` of GRPO.
 
-    `log` has a row a step that taught: mean divergence, tokens taught, hints that did not fit.
+    `log` has a row a step: mean divergence (0 while it waits), tokens taught, hints left out.
     """
 
     def __init__(
@@ -516,7 +539,7 @@ class Hindsight:
 
 
 # %% [markdown]
-# Which tokens does the loss move? One attempt of the group, its own advantage set to nought so that GRPO is silent:
+# Which tokens does the loss move? This loss alone, without that of GRPO, for the attempt just shown:
 
 # %% tags=["page-only", "hide-input"]
 one = torch.tensor([most])
@@ -539,10 +562,12 @@ print(
 #
 # If the policy learns faster with this loss, four simpler reasons have to be ruled out.
 #
-# * *The sample is enough.* A right sibling's queries were good; why not raise their probability? `sft` does so: cross-entropy at the query tokens of right attempts, and no teacher (rejection sampling).
+# * *The sample is enough.* A right sibling's queries were good; why not raise their probability? `sft` does so: cross-entropy at the query tokens of right attempts, and no teacher. (To keep samples by their outcome and imitate them is called rejection sampling.)
 # * *Queries needed more weight.* `heavier` adds GRPO's own advantage once more at query tokens.
 # * *Any sharpening would do.* In `surer` the teacher is the student itself at temperature .4, without a block. Its weight makes both losses equally large at the start.
 # * *Any block would do.* `labels_shuffled` has the same queries, and as many right ones, but not the true ones.
+#
+# `sft` and `heavier` need no teacher and do not wait; they are on from the first step, which is in their favour. Each had the same sweep of three weights as `sd`. The other divergences keep the weight of `sd`, at which they are larger than it to begin with (the table of step 3).
 
 
 # %%
@@ -620,7 +645,7 @@ print(f"own distribution at temperature .4 {SWEPT['surer']['alpha'] * sharp:.4f}
 # A student cannot learn from a teacher who knows no more. Before any training, groups of eight attempts of the untrained policy are sorted by how they went: all wrong, mixed, all right. Then:
 #
 # 1. New attempts with the block in the prompt, and as many without: who is right more often?
-# 2. A query is *good* if it brought the passage of the first step that was still open. By how much does the teacher raise the log-probability of good queries, and of others? What it *prefers* is the difference.
+# 2. A question needs one passage for each of its hops. A query is *good* if it brought the one that was due: that of the first hop whose passage had not come yet. By how much does the teacher raise the log-probability of good queries, and of others? What it *prefers* is the difference.
 # 3. How far is it apart from the student?
 
 
@@ -783,7 +808,7 @@ pd.DataFrame(looked).T.dropna(how="all").round(2)
 # %% [markdown]
 # How single queries fare, on questions of this page:
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With the true labels the queries that found nothing are the ones it would not have written; with shuffled labels it is led astray as often as not.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good and other queries. With true labels good queries lie near nought and many others far below. With shuffled labels both columns spread alike. Without labels both are close to nought."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels it should lie lower for the others than for the good ones, with shuffled labels much less so.", "name": "fig-10-ratio"}, "image": {"alt": "RATIOALT"}}
 from minisearch.plots import COLORS, figure
 
 kinds = types_of(shown_step, 8)
@@ -821,7 +846,7 @@ record.figure(fig, "ratio", "what the teacher prefers")
 # | `all_positions` | at all that the model wrote |
 # | `sd_10x` | ten times the weight: a failure that we look for |
 #
-# An arm that ends in `@hard50` or `@hard95` trains on questions of three hops of which that percentage was beyond all of eight first attempts: the fewer mixed groups, the less contrast have the labels.
+# An arm that ends in `@hard50` or `@hard95` trains on questions of three hops, 50 or 95 in 100 of which were answered by none of eight first attempts: the fewer mixed groups, the less the labels tell.
 
 
 # %%
@@ -916,7 +941,7 @@ if MODULES:
 record.figure(fig, "training", "training with and without hindsight")
 
 # %% [markdown]
-# What it costs is counted in the same runs. The teacher is read in the update, with a longer prompt; and attempts of groups that teach GRPO nothing, which it leaves out of its update, are read too.
+# What it costs is counted in the same runs. The teacher is read in the update, with a longer prompt; and attempts of groups that teach GRPO nothing, which it leaves out of its update, are read and learnt from too.
 
 # %% tags=["page-only", "hide-input"]
 spent = {
@@ -937,12 +962,13 @@ cost.round(1)
 # %% [markdown]
 # ### Too much of it
 #
-# With ten times the weight, what goes first? Quarters of training, means over the runs of the grid.
+# With ten times the weight, what goes first? Quarters of training, means over the runs of the grid. In the first one no arm is taught yet.
 
 # %% tags=["page-only", "hide-input"]
 warning = {
     (arm, what): {
-        f"quarter {n}": grid_mean(f"{arm}/{what}/quarter {n}") for n in range(1, 5)
+        f"quarter {n}": grid_mean(f"{arm}/{what}/quarter {n}")
+        for n in range(1 + (what == "divergence"), 5)
     }
     for arm in ("grpo", "sd", "sd_10x")
     for what in ("entropy", "divergence")
@@ -1080,6 +1106,10 @@ def properties_of_jensen_shannon(of):
     )
     yield "by hand", lambda: np.isclose(of([1.0, 0.0], [0.5, 0.5]), 0.215762, atol=1e-5)
     yield (
+        "a token that is 0 in both",
+        lambda: np.isclose(of([1, 0, 0], [0, 1, 0]), math.log(2)),
+    )
+    yield (
         "three tokens",
         lambda: np.isclose(of([0.5, 0.5, 0], [0, 0.5, 0.5]), 0.5 * math.log(2)),
     )
@@ -1091,8 +1121,8 @@ assert check("ch10-jsd", jensen_shannon)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# A colleague built the block from the *text* of an attempt, with `queries_with_a_bug`. Training runs, the loss is finite and falls nicely. Then a model begins to ask for answers that nobody has found yet. What gets into the block that must not? Write `queries_of`, from typed segments: pairs of a kind (`think`, `query`, `documents`, `answer`, `invalid`) and
-# a text, in order. A query counts if passages came back for it, that is if the next segment is `documents`.
+# A colleague built the block from the *text* of an attempt, with `queries_with_a_bug`. Training runs, the loss is finite and falls nicely. Then a model begins to ask for answers that nobody has found yet. What gets into the block that must not? Write `queries_of`, from typed segments: pairs of a kind (`think`, `search`, `query`, `documents`, `answer`, `invalid`) and
+# a text, in order. As in a `Trajectory` the two tags of a search are segments of their own, of kind `search`. A query counts if passages came back for it, that is if they are the next thing after its closing tag. Give it without white space at either end.
 
 
 # %% tags=["page-only"]
@@ -1101,15 +1131,22 @@ def queries_with_a_bug(text: str) -> list[str]:
     return [q.strip() for q in re.findall(r"<search>(.*?)</search>", text, re.S)]
 
 
+queries_with_a_bug(
+    "<think> perhaps <search> is it Ann Lee </search> </think> <search> Oslo mayor </search> "
+    "<information> Ann Lee is mayor of Oslo . </information> <search> sister of <information> "
+    "Eva is the sister of Ann Lee . </information> <answer> Eva </answer> </search>"
+)
+
+
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-mask", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def queries_of(segments: Sequence[tuple[str, str]]) -> list[str]:
     """The queries of an attempt that passages came back for, in order."""
     ### BEGIN SOLUTION
-    pairs = zip(segments, [*segments[1:], ("", "")], strict=True)
+    kinds = [kind for kind, _ in segments]
     return [
         text.strip()
-        for (kind, text), (after, _) in pairs
-        if kind == "query" and after == "documents"
+        for n, (kind, text) in enumerate(segments)
+        if kind == "query" and kinds[n + 1 : n + 3] == ["search", "documents"]
     ]
     ### END SOLUTION
 
@@ -1117,29 +1154,39 @@ def queries_of(segments: Sequence[tuple[str, str]]) -> list[str]:
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-mask-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 @checks("ch10-mask")
 def properties_of_queries(of):
-    attempt = [
+    def asked(query, *after):
+        return [
+            ("search", "<search>"),
+            ("query", query),
+            ("search", "</search>"),
+            *after,
+        ]
+
+    found = ("documents", "Ann Lee is mayor")
+    one = [
         ("think", "need mayor"),
-        ("query", " Oslo mayor "),
-        ("documents", "Ann Lee"),
+        *asked(" Oslo mayor ", found),
         ("answer", "Ann Lee"),
     ]
-    yield "one query", lambda: list(of(attempt)) == ["Oslo mayor"]
+    yield "one query", lambda: list(of(one)) == ["Oslo mayor"]
     yield "no search at all", lambda: list(of([("think", "x"), ("answer", "y")])) == []
     ### BEGIN HIDDEN TESTS
-    two = [*attempt[:3], ("query", "Ann Lee sister"), ("documents", "Eva")]
-    yield "two, in order", lambda: list(of(two)) == ["Oslo mayor", "Ann Lee sister"]
-    lost = [*attempt[:3], ("query", "is it Ann Lee"), ("answer", "Ann Lee")]
-    yield "nothing came back", lambda: list(of(lost)) == ["Oslo mayor"]
+    two = [*asked("A", found), *asked("B", found)]
+    yield "two, in order", lambda: list(of(two)) == ["A", "B"]
+    again = [*asked("A", found), *asked("A", found)]
+    yield "the same once more", lambda: list(of(again)) == ["A", "A"]
+    lost = [*asked("A"), ("think", "x"), *asked("B", found)]
+    yield "nothing came back for the first", lambda: list(of(lost)) == ["B"]
+    last = [*asked("A", found), *asked("is it Ann Lee")]
+    yield "nothing came back for the last", lambda: list(of(last)) == ["A"]
     quoted = [
-        ("documents", "<search> Ann Lee </search>"),
-        ("think", "<search> Eva </search>"),
+        ("documents", "<search> Eva </search>"),
+        ("think", "<search> Ann </search>"),
     ]
     yield "tags that were read or thought of", lambda: list(of(quoted)) == []
-    yield "cut off", lambda: list(of([("query", "Ann Lee")])) == []
-    yield (
-        "not well formed",
-        lambda: list(of([("invalid", "Ann"), ("documents", "x")])) == [],
-    )
+    broken = [("search", "<search>"), ("query", "Ann"), found]
+    yield "never closed", lambda: list(of(broken)) == []
+    yield "not well formed", lambda: list(of([("invalid", "Ann"), found])) == []
     ### END HIDDEN TESTS
 
 
@@ -1148,7 +1195,7 @@ assert check("ch10-mask", queries_of)
 # %% [markdown]
 # ### Exercise 3: how much does shuffling change?
 #
-# `labels_shuffled` hands out a group's labels at random. Write `stays`: the probability that after shuffling *every* attempt has the label that it had. Then: in which groups is the control the method itself? With one right attempt of eight, by how much does the control differ from it on average?
+# `labels_shuffled` hands out a group's labels at random. Write `stays`: the probability that after shuffling *every* attempt has the label that it had. Then: in which groups is the control the method itself? With one right attempt of eight, how many labels change on average?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-shuffle", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1167,6 +1214,7 @@ def properties_of_shuffling(of):
     ### BEGIN HIDDEN TESTS
     yield "all wrong", lambda: np.isclose(of([False] * 5), 1)
     yield "one right of eight", lambda: np.isclose(of([False] * 7 + [True]), 1 / 8)
+    yield "three of eight", lambda: np.isclose(of([True] * 3 + [False] * 5), 1 / 56)
     yield "half of four", lambda: np.isclose(of([True, True, False, False]), 1 / 6)
     ### END HIDDEN TESTS
 
@@ -1176,7 +1224,7 @@ assert check("ch10-shuffle", stays)
 # %% [markdown]
 # ### Exercise 4: predict, then break it
 #
-# Write `places`: from the lengths of both prompts and the numbers of some response tokens (from 0), the places in either sequence whose logits *predict* these tokens. A model's logits at a place are about the next token. Predict first: if the teacher's places were too large by one, would its divergence from the student grow or shrink, and would training stop? Then shift `teacher_logits` by one token and look at the table of step 3.
+# Write `places`: from the lengths of both prompts and the numbers of some response tokens (from 0), the places in either sequence whose logits *predict* these tokens. A model's logits at a place are about the next token. Predict first: if the teacher's places were too large by one, would its divergence from the student be larger or smaller before training? Would anything stop? The cell after the check shows the first.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-places", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1203,10 +1251,17 @@ def properties_of_places(of):
 
 assert check("ch10-places", places)
 
+# %% tags=["page-only"]
+late = collate([hinted(start, shown_step, hint) for hint in hints], start.pad_id)
+with torch.no_grad():
+    shifted = logits_before(start.model, late.ids, (late.search >= 0).roll(1, 1))
+for name, logits in {"as it should be": teacher_all, "one token late": shifted}.items():
+    print(f"{name}: {divergence(student_all, logits).mean().item():.3f} nats")
+
 # %% [markdown]
 # ### Exercise 5: who pulls how hard
 #
-# Two tokens; the student gives the first the probability $p = \sigma(z)$, the teacher $q$. Write `pull`: the derivative with respect to $z$ of the forward KL, the reverse KL and the JSD. The first is $p - q$; of the others derive that for any divergence $D$ it is $p(1-p)\, \partial D / \partial p$. Then let $q$ go to 0 with $p = .5$: which of the three has no limit?
+# Two tokens; the student gives the first the probability $p = \sigma(z)$, the teacher $q$. Write `pull`: the derivative with respect to $z$ of the forward KL, the reverse KL and the JSD. By the chain rule it is $p(1-p)\, \partial D / \partial p$ for each divergence $D$; for the forward KL that comes to $p - q$. (In exercise 1 $p$ and $q$ were lists of probabilities; here they are one probability each, of the first token.) Then let $q$ go to 0 with $p = .5$, a teacher who rules out what its student likes: whose pull grows without limit?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-pull", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1225,12 +1280,14 @@ def pull(p: float, q: float, kind: str) -> float:
 @checks("ch10-pull")
 def properties_of_pull(of):
     yield "forward", lambda: np.isclose(of(0.5, 0.2, "forward"), 0.3)
+    yield "forward, the other way", lambda: np.isclose(of(0.2, 0.5, "forward"), -0.3)
     yield (
         "agreed",
         lambda: all(
             np.isclose(of(0.3, 0.3, k), 0) for k in ("forward", "reverse", "jsd")
         ),
     )
+    yield "reverse", lambda: np.isclose(of(0.5, 0.2, "reverse"), 0.25 * math.log(4))
 
     ### BEGIN HIDDEN TESTS
     def slope(p, q, of_p):
@@ -1247,6 +1304,10 @@ def properties_of_pull(of):
         return (two(p, (p + q) / 2) + two(q, (p + q) / 2)) / 2
 
     for p, q in ((0.6, 0.1), (0.2, 0.7)):
+        yield (
+            f"forward at {p}, {q}",
+            lambda p=p, q=q: np.isclose(of(p, q, "forward"), p - q),
+        )
         yield (
             f"reverse at {p}, {q}",
             lambda p=p, q=q: np.isclose(
@@ -1291,14 +1352,14 @@ print(
 )
 
 # %% [markdown]
-# Attempts of 1,500 tokens, 2.5 searches each and queries of 12 tokens are assumed. Teachers are read part by part, as the update is, so that their logits are never all there at once.
+# Reading a token takes two operations a parameter, learning from it six; writing is counted as reading, though it takes more time. Attempts of 1,500 tokens, 2.5 searches each and queries of 12 tokens are assumed. The paper measured 15.5 % of time. Teachers are read part by part, as the update is, so that their logits are never all there at once.
 #
 # ```bash
 # minisearch run 10 --profile small
 # minisearch run 10 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
 # ```
 #
-# Nobody has run `small` or `full` yet; their columns are configuration. What chapter 7 says of the prompt of `small` is true here as well, and neither of its models was taught to read a block of attempts: measure the teacher first, with `-p arms look`.
+# Nobody has run `small` or `full` yet; their columns are configuration. As in chapter 7 the prompt of `small` has no worked examples, without which that model opens no tag; and neither model was taught to read a block of attempts: measure the teacher first.
 
 # %% tags=["page-only", "hide-input"]
 pd.DataFrame(HindsightSettings.table()).set_index("setting")
