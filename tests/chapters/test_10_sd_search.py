@@ -665,7 +665,8 @@ def test_the_divergence_its_tokens_the_weight_and_the_threshold_are_those_of_the
     assert three == pytest.approx(3 * hindsight(page, lm)(step, part).item())
     strict = hindsight(page, lm, threshold=1.0)
     strict(step, part)
-    assert [h.block.text.count("wrong") for own in strict.hints.values() for h in own] == [2] * 4
+    blocks = [h.block.text for own in strict.lesson.hints.values() for h in own]
+    assert [text.count("wrong") for text in blocks] == [2] * 4
 
 
 def test_the_same_seed_shuffles_alike_and_every_step_anew(page, lm, step):
@@ -677,7 +678,7 @@ def test_the_same_seed_shuffles_alike_and_every_step_anew(page, lm, step):
             one, kept = replace(step), []
             for part in parts:  # of one step, with the same blocks
                 loss(one, part)
-                kept.append(tuple(own[0].block for own in loss.hints.values()))
+                kept.append(tuple(own[0].block for own in loss.lesson.hints.values()))
             assert kept[0] == kept[1]
             found.append(kept[0])
         return found
