@@ -648,6 +648,7 @@ def heavier_queries(alpha: float) -> Callable[[Step], Tensor]:
 TEACHERS = {
     "sd": Distillation(),
     "sd_10x": Distillation(),
+    "sd_now": Distillation(),
     "labels_shuffled": Distillation("shuffled"),
     "labels_none": Distillation("unlabelled"),
     "own_only": Distillation("own"),
@@ -665,6 +666,7 @@ SWEPT: dict[str, dict[str, float]] = {
     "heavier": {"alpha": 1.0},
     "surer": {"alpha": 0.85},
     "sd_10x": {"alpha": 3.0},
+    "sd_now": {"waits": 0},
 }
 
 
@@ -920,6 +922,7 @@ record.figure(fig, "ratio", "what the teacher prefers")
 # | `forward_kl`, `reverse_kl`, `mse` | another divergence, at the same weight and therefore stronger |
 # | `all_positions` | at all that the model wrote |
 # | `sd_10x` | ten times the weight: does it fail? |
+# | `sd_now` | without waiting, as `sft` does |
 #
 # An arm that ends in `@hard50` or `@hard95` trains on questions of three hops, 50 or 95 in 100 of which were answered by none of eight first attempts: the fewer mixed groups, the less the labels tell.
 
