@@ -776,7 +776,7 @@ def test_what_an_arm_changes_in_the_teacher_of_the_paper(page):
         for name, how in page.TEACHERS.items()
     }
     assert changes == {
-        "sd": {}, "sd_10x": {},
+        "sd": {}, "sd_10x": {}, "sd_now": {},
         "labels_shuffled": {"block": "shuffled"}, "labels_none": {"block": "unlabelled"},
         "own_only": {"block": "own"}, "leave_one_out": {"block": "others"},
         "unmasked": {"block": "whole"}, "documents": {"block": "documents"},
@@ -825,8 +825,8 @@ def test_the_weights_of_the_sweep_are_those_of_the_toy(page, monkeypatch, profil
     for method in ("grpo", "sd", "mse", "labels_shuffled"):
         assert page.settings_of(method) == plain
     assert plain.alpha == (0.3 if swept else 1e-3)
-    if swept:
-        assert page.settings_of("sd_10x").alpha == pytest.approx(10 * plain.alpha)
+    assert page.settings_of("sd_10x") == replace(plain, alpha=10 * plain.alpha)
+    assert page.settings_of("sd_now") == replace(plain, waits=0)
 
 
 @pytest.mark.parametrize("where", ["data", "model"])
