@@ -774,7 +774,7 @@ def by_query(
     """Means over the tokens of each query, `tokens` saying whose they are. Shape: (T,) each."""
     searches = sorted(set(tokens))
     number = {search: n for n, search in enumerate(searches)}
-    place = np.array([number[token] for token in tokens])
+    place = np.array([number[token] for token in tokens], dtype=int)
     count = np.bincount(place)
     due = {r: due_steps(step.attempts[r], step.questions[r]) for r, _ in searches}
     return Opinion(
