@@ -860,8 +860,8 @@ def test_a_group_of_one_has_nobody_to_learn_from(page, lm):
 
 
 def test_types_of_groups(page, step):
-    step.rewards = torch.tensor([0.0, 0, 0, 1, 0, 1, 1, 1, 1])
-    assert page.types_of(step, 3).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    step.rewards = torch.tensor([0.0, 0, 0, 1, 0, 1, 0, 1, 0, 1, 1, 1])
+    assert page.types_of(step, 3).tolist() == [0] * 3 + [1] * 6 + [2] * 3
     assert page.TYPES == ("all wrong", "mixed", "all right")
 
 
