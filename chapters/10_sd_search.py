@@ -71,12 +71,12 @@ from minisearch.recorder import Recorder
 # %% [markdown]
 # ## One question, eight attempts
 #
-# World and model are those of chapter 7. Below is the first of six groups with two to five right attempts (open them by their triangles; a star marks a passage that a step of the question needs).
+# World and model are those of chapter 7. Below is the first of four groups with two to five right attempts (open them by their triangles; a star marks a passage that a step of the question needs).
 
 # %% tags=["page-only", "hide-input"]
 start = load_lm("toy-0")
 example, example_library = open_world("blank", 100)
-shown_asked = [q for q in example.questions(6, hops=(2, 3), seed=4) for _ in range(8)]
+shown_asked = [q for q in example.questions(4, hops=(2, 3), seed=4) for _ in range(8)]
 shown = rollout(
     start, example_library, protocol_of(start.tokenizer),
     [protocol_of(start.tokenizer).prompt(start.tokenizer, q["question"]) for q in shown_asked],
@@ -668,6 +668,7 @@ SWEPT: dict[str, dict[str, float]] = {
 }
 
 
+# %%
 def settings_of(method: str) -> HindsightSettings:
     """The settings of an arm; `alpha` is also the weight of a rival's term."""
     if method == "sd_10x":
@@ -871,10 +872,9 @@ pd.DataFrame(looked).T.dropna(how="all").round(2)
 # To *prefer* good queries may mean little: good queries are found in right attempts more often, and whose attempt was right GRPO knows as well. So the page's own mixed groups are taken apart by the attempt's outcome. What is left of the preference *within* wrong attempts is what hindsight adds about single queries. The blocks `own`, which shows no sibling, and `others`, which does not show the attempt itself, say the same in another way.
 
 # %% tags=["page-only", "hide-input"]
-kinds = types_of(shown_step, 8)
-within = {}
+kinds, opinions, within = types_of(shown_step, 8), {}, {}
 for kind in ("group", "own", "others"):
-    found = opinion(start, shown_step, kind, 8)
+    found = opinions[kind] = opinion(start, shown_step, kind, 8)
     won = shown_step.rewards.numpy()[found.row] > 0
     for outcome, of_it in (("right", won), ("wrong", ~won)):
         live = found.due & (kinds[found.row] == 1) & of_it
@@ -906,13 +906,13 @@ pd.Series(sure, name="entropy").to_frame().round(2)
 # %% [markdown]
 # How single queries fare, on questions of this page:
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels others are lowered more than good ones on average, with shuffled labels or none there is little between them; both kinds spread widely.", "name": "fig-10-ratio"}, "image": {"alt": "RATIOALT"}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels others are lowered more than good ones on average, with shuffled labels or none there is little between them; both kinds spread widely.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good queries and others, with a dark line for each mean. With true labels the mean of the others lies clearly below that of the good ones, with shuffled labels about level with it, and without labels both are near nought."}}
 from minisearch.plots import COLORS, figure
 
 fig, axes = figure(width=7, height=3.2, columns=3, sharey=True, layout="constrained")
 spots = np.random.default_rng(0)
 for ax, kind in zip(axes, ("group", "shuffled", "unlabelled"), strict=True):
-    found = opinion(start, shown_step, kind, 8)
+    found = opinions.get(kind) or opinion(start, shown_step, kind, 8)
     live = found.due & (kinds[found.row] == 1)
     for place, good in enumerate((True, False)):
         values = found.ratio[live & (found.good == good)]
@@ -1190,7 +1190,7 @@ record.figure(fig, "curves", "learning curves over the grid")
 #
 # If it is the contrast of labels that teaches, the gain should grow with the share of mixed groups. Here that share is set by choosing questions of three hops by how often first attempts fail at them.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means.", "name": "fig-10-dose"}, "image": {"alt": "DOSEALT"}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means.", "name": "fig-10-dose"}, "image": {"alt": "Gains of single runs as dots and their means as squares, against the share of mixed groups; empty until these runs are there."}}
 fig, ax = figure(height=3.4)
 for n, kind in enumerate(("hard95", "hard50")):
     gains = pages.paired("10_sd_search", f"sd@{kind}", f"grpo@{kind}", "em_training")
@@ -1460,6 +1460,16 @@ def slope(p: float, q: float, distance: Callable[[float, float], float]) -> floa
     return (at(z + 1e-5) - at(z - 1e-5)) / 2e-5
 
 
+def two(p: float, q: float) -> float:
+    """KL(p || q) over two tokens."""
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def middle(p: float, q: float) -> float:
+    """JSD over two tokens."""
+    return (two(p, (p + q) / 2) + two(q, (p + q) / 2)) / 2
+
+
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch10-pull-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 @checks("ch10-pull")
 def properties_of_pull(of):
@@ -1472,14 +1482,7 @@ def properties_of_pull(of):
         ),
     )
     yield "reverse", lambda: np.isclose(of(0.5, 0.2, "reverse"), 0.25 * math.log(4))
-
     ### BEGIN HIDDEN TESTS
-    def two(p, q):
-        return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-
-    def middle(p, q):
-        return (two(p, (p + q) / 2) + two(q, (p + q) / 2)) / 2
-
     for p, q in ((0.6, 0.1), (0.2, 0.7)):
         yield (
             f"forward at {p}, {q}",
