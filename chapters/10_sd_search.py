@@ -1168,7 +1168,7 @@ pd.DataFrame(
 ).T
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits.", "name": "fig-10-curves"}, "image": {"alt": "CURVESALT"}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits.", "name": "fig-10-curves"}, "image": {"alt": "Four rising curves with bands. That of sft runs above the others until about two thirds of training; those of sd and labels shuffled run together, a little above that of grpo; at the end all four meet."}}
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
@@ -1222,7 +1222,7 @@ record.figure(fig, "dose", "gain by share of mixed groups")
 # * *It helps a little, while training.* With hindsight a policy is right slightly more often over the course of training, as the first claim says. In the test, in another encyclopedia, it answers no more.
 # * *It is not who was right.* With labels handed out at random the policy gains about as much over GRPO (`labels_shuffled`), although the teacher is another one: with true labels in the prompt new attempts at mixed questions are right far more often, and with random ones hardly. So there is a better teacher, and its student does not learn from it what makes it better. Two reasons can be seen in step 6. What the teacher prefers are mostly queries of right attempts: the block `own`, without any sibling, has much of that preference, and within wrong attempts little of it is left. But whose attempt was right GRPO teaches already. And the loss sees a token by itself: it pulls towards what the teacher would write *here*, not towards the attempt that it would make.
 # * *What is left is that a block makes sure.* In mixed groups a block lowers the teacher's entropy at query tokens by a third or more, with true labels or random ones. In training entropy falls faster with either than with GRPO alone. A surer policy is right more often at temperature 1, for whatever reason it is sure. The arm that would show it, `surer`, has not run yet.
-# * *A sample was worth more than the distribution.* Plain cross-entropy at the queries of right attempts (`sft`) beats `sd` clearly over the course of training, for half of the further cost or less. It is on from the first step, while `sd` waits for a quarter of training as the paper has it; but the lead is as clear after that. It is a lead in speed: the curves meet at the end, and in the test the three are level. `sd_now`, which does not wait, has not run yet.
+# * *A sample was worth more than the distribution.* Plain cross-entropy at the queries of right attempts (`sft`) beats `sd` clearly over the course of training, for a third of the further cost. It is on from the first step, while `sd` waits for a quarter of training as the paper has it; but the lead is as clear after that. It is a lead in speed: the curves meet at the end, and in the test the three are level. `sd_now`, which does not wait, has not run yet.
 # * *What it costs* is counted above: at this size a step takes half as long again, and more.
 #
 # Not run yet, and without rows above: `surer` and `heavier`, `sd_now`, all ablations of block and divergence, ten times the weight, and the questions chosen by difficulty. What is said of them is what they are for. The first claim is to be read with that in mind.
