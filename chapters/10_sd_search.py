@@ -869,7 +869,7 @@ looked = {
 pd.DataFrame(looked).T.dropna(how="all").round(2)
 
 # %% [markdown]
-# To *prefer* good queries may mean little: good queries are found in right attempts more often, and whose attempt was right GRPO knows as well. So the page's own mixed groups are taken apart by the attempt's outcome. What is left of the preference *within* wrong attempts is what hindsight adds about single queries. The blocks `own`, which shows no sibling, and `others`, which does not show the attempt itself, say the same in another way.
+# To *prefer* good queries may mean little: good queries are found in right attempts more often, and whose attempt was right GRPO knows as well. So the page's own mixed groups are taken apart by the attempt's outcome. What is left of the preference *within* wrong attempts is what hindsight adds about single queries; a page has few of them, so read that as an example. In the table above the block `own`, which shows no sibling, and `others`, which does not show the attempt itself, say the same with more runs.
 
 # %% tags=["page-only", "hide-input"]
 kinds, opinions, within = types_of(shown_step, 8), {}, {}
@@ -906,7 +906,7 @@ pd.Series(sure, name="entropy").to_frame().round(2)
 # %% [markdown]
 # How single queries fare, on questions of this page:
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels others are lowered more than good ones on average, with shuffled labels or none there is little between them; both kinds spread widely.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good queries and others, with a dark line for each mean. With true labels the mean of the others lies clearly below that of the good ones, with shuffled labels about level with it, and without labels both are near nought."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels others are lowered more than good ones on average, with shuffled labels or none by less; both kinds spread widely.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good queries and others, with a dark line for each mean. With true labels the mean of the others lies clearly below that of the good ones, with shuffled labels less so, and without labels both are near nought."}}
 from minisearch.plots import COLORS, figure
 
 fig, axes = figure(width=7, height=3.2, columns=3, sharey=True, layout="constrained")
@@ -1168,13 +1168,13 @@ pd.DataFrame(
 ).T
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits.", "name": "fig-10-curves"}, "image": {"alt": "Four rising curves with bands. That of sft runs above the others until about two thirds of training; those of sd and labels shuffled run together, a little above that of grpo; at the end all four meet."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the 18 runs that all four arms have in the grid: interquartile mean with 95 % limits. Both blocks run together a little above GRPO; plain cross-entropy at right attempts' queries leads early, and all meet at the end.", "name": "fig-10-curves"}, "image": {"alt": "Four rising curves with bands. That of sft runs above the others until about two thirds of training; those of sd and labels shuffled run together, a little above that of grpo; at the end all four meet."}}
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
 fig, ax = figure(height=3.8)
 for n, arm in enumerate(("grpo", "sd", "sft", "labels_shuffled")):
-    places, curves = pages.training_curves("10_sd_search", arm)
+    places, curves = pages.training_curves("10_sd_search", arm, seeds=(0, 1, 2))
     if curves:
         middle = interquartile_mean_curve(curves)
         curve_with_band(ax, places, *middle, label=arm.replace("_", " "), index=n)
@@ -1190,7 +1190,7 @@ record.figure(fig, "curves", "learning curves over the grid")
 #
 # If it is the contrast of labels that teaches, the gain should grow with the share of mixed groups. Here that share is set by choosing questions of three hops by how often first attempts fail at them.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means.", "name": "fig-10-dose"}, "image": {"alt": "Gains of single runs as dots and their means as squares, against the share of mixed groups; empty until these runs are there."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means. Empty as long as these arms have not run.", "name": "fig-10-dose"}, "image": {"alt": "Gains of single runs as dots and their means as squares, against the share of mixed groups; empty until these runs are there."}}
 fig, ax = figure(height=3.4)
 for n, kind in enumerate(("hard95", "hard50")):
     gains = pages.paired("10_sd_search", f"sd@{kind}", f"grpo@{kind}", "em_training")
@@ -1220,7 +1220,7 @@ record.figure(fig, "dose", "gain by share of mixed groups")
 # ### What we take from it
 #
 # * *It helps a little, while training.* With hindsight a policy is right slightly more often over the course of training, as the first claim says. In the test, in another encyclopedia, it answers no more.
-# * *It is not who was right.* With labels handed out at random the policy gains about as much over GRPO (`labels_shuffled`), although the teacher is another one: with true labels in the prompt new attempts at mixed questions are right far more often, and with random ones hardly. So there is a better teacher, and its student does not learn from it what makes it better. Two reasons can be seen in step 6. What the teacher prefers are mostly queries of right attempts: the block `own`, without any sibling, has much of that preference, and within wrong attempts little of it is left. But whose attempt was right GRPO teaches already. And the loss sees a token by itself: it pulls towards what the teacher would write *here*, not towards the attempt that it would make.
+# * *It is not who was right.* With labels handed out at random the policy gains about as much over GRPO (`labels_shuffled`), although the teacher is another one: with true labels in the prompt new attempts at mixed questions are right far more often, and with random ones hardly. So there is a better teacher, and its student does not learn from it what makes it better. Two reasons can be seen in step 6. What the teacher prefers are for the most part queries of right attempts: the block `own`, without any sibling, has most of that preference, and `others`, which shows the siblings alone, less than half. But whose attempt was right GRPO teaches already. And the loss sees a token by itself: it pulls towards what the teacher would write *here*, not towards the attempt that it would make. The teacher moves with its student besides: their divergence falls by a few hundredths at most, and is no measure of what was learnt.
 # * *What is left is that a block makes sure.* In mixed groups a block lowers the teacher's entropy at query tokens by a third or more, with true labels or random ones. In training entropy falls faster with either than with GRPO alone. A surer policy is right more often at temperature 1, for whatever reason it is sure. The arm that would show it, `surer`, has not run yet.
 # * *A sample was worth more than the distribution.* Plain cross-entropy at the queries of right attempts (`sft`) beats `sd` clearly over the course of training, for a third of the further cost. It is on from the first step, while `sd` waits for a quarter of training as the paper has it; but the lead is as clear after that. It is a lead in speed: the curves meet at the end, and in the test the three are level. `sd_now`, which does not wait, has not run yet.
 # * *What it costs* is counted above: at this size a step takes half as long again, and more.

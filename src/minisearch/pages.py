@@ -146,9 +146,14 @@ def dose_chart(
 
 
 def training_curves(
-    chapter: str, arm: str, metric: str = "em_training"
+    chapter: str,
+    arm: str,
+    metric: str = "em_training",
+    seeds: Sequence[int] | None = None,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Attempts so far, and one array of learning curves a world; both empty without a run.
+
+    Of all training seeds, or of some.
 
     Shape: (T,), W of (S_w, T).
     """
@@ -161,7 +166,7 @@ def training_curves(
             for name, value in cell.metrics.items()
             if name.startswith(prefix)
         }
-        if found:
+        if found and (seeds is None or cell.cell.seed in seeds):
             places = sorted(found)
             worlds.setdefault(cell.cell.world_seed, []).append([found[p] for p in places])
     return np.array(places), [np.array(curves) for curves in worlds.values()]

@@ -932,7 +932,7 @@ def test_first_attempts_are_side_by_side_and_from_plain_prompts(page, lm, questi
     assert len(set(texts)) == 4
 
 
-@pytest.mark.parametrize("kind", ["", "group", "unlabelled"])
+@pytest.mark.parametrize("kind", ["", "group", "own"])
 def test_new_attempts_have_the_block_of_their_question(page, lm, step, monkeypatch, kind):
     asked = []
 

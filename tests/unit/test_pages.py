@@ -156,6 +156,8 @@ def test_training_curves_are_by_world_in_the_order_of_attempts(card_file: Path):
     assert curves[1][:, 0].tolist() == [1.0, 1.1, 1.2]
     for world in curves:
         assert (world - world[:, :1]).tolist() == [pytest.approx([0, 0.5, 0.7])] * len(world)
+    few = pages.training_curves(CHAPTER, "dense", seeds=(1, 2))[1]
+    assert [world[:, 0].tolist() for world in few] == [[0.1], [1.1, 1.2]]
     (other,) = pages.training_curves(CHAPTER, "bm25")[1]
     assert other[:, 0].tolist() == [0.5]
     places, (first, _) = pages.training_curves(CHAPTER, "dense", "reward")
