@@ -101,8 +101,8 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 # | AutoRefine, base | .405 | |
 # | MR-Search, base | .414 | .460 |
 # | Thinker, instruct, taught by a model of 72B | .430 | .452 |
-# | SD-Search, base | **.428** | .471 |
-# | SD-Search, instruct | .427 | **.476** |
+# | SD-Search, base | .428 | .471 |
+# | SD-Search, instruct | .427 | .476 |
 # | SD-Search, base, without the labels of right and wrong | .414 | |
 # | base, with these labels shuffled | .405 | |
 # | base, with thinking, documents and answers in view | .398 | |
@@ -424,9 +424,9 @@ pd.DataFrame(table).T.round(3)
 #
 # The {term}`Jensen-Shannon divergence` compares both with their mean $M$, on the $K$ tokens that are likeliest to the teacher, among which both are made to sum to one:
 #
-# $$\operatorname{JSD}(p_T, p_S) = \tfrac12 \operatorname{KL}(p_T \,\|\, M) + \tfrac12 \operatorname{KL}(p_S \,\|\, M), \qquad M = \tfrac12 (p_T + p_S) \quad\Rightarrow\quad 0 \le \operatorname{JSD} \le \ln 2.$$ (eq-10-jsd)
+# $$\operatorname{JSD}(p_T, p_S) = \tfrac12 \operatorname{KL}(p_T \,\|\, M) + \tfrac12 \operatorname{KL}(p_S \,\|\, M), \qquad M = \tfrac12 (p_T + p_S).$$ (eq-10-jsd)
 #
-# The bound seems to us its point: wherever the two disagree, the loss of a token is at most .69 nats, and no token can outweigh all others. A Kullback-Leibler divergence has no such limit: the *forward* one, $\operatorname{KL}(p_T \| p_S)$, grows where the student rules out what the teacher likes, the *reverse* one, $\operatorname{KL}(p_S \| p_T)$, where the teacher rules out what the student likes. A token beyond the teacher's $K$ does not enter at all; how much the student gives to these is printed below.
+# It is at least 0 and at most $\ln 2$. That bound seems to us its point: wherever the two disagree, the loss of a token is at most .69 nats, and no token can outweigh all others. A Kullback-Leibler divergence has no such limit: the *forward* one, $\operatorname{KL}(p_T \| p_S)$, grows where the student rules out what the teacher likes, the *reverse* one, $\operatorname{KL}(p_S \| p_T)$, where the teacher rules out what the student likes. A token beyond the teacher's $K$ does not enter at all; how much the student gives to these is printed below.
 
 
 # %%
