@@ -427,7 +427,8 @@ def make_space(shop: Shop) -> Space:
     matrix = sparse.csr_matrix(matrix / np.maximum(length, 1e-9))
     left, size, right = svds(matrix, k=settings.width, v0=np.ones(min(shape)))
     scale = np.sqrt(size)
-    vectors = (unit(right.T * scale), unit(left * scale))
+    there = (spread > 0)[:, None]  # the rest is rounding, which must not be made unit length
+    vectors = (unit(right.T * scale * there), unit(left * scale))
     return Space(vocabulary, *(v.astype(np.float32) for v in vectors))
 
 
@@ -768,7 +769,7 @@ CHANGES = {
     "distilled_alone": {"guided": "traffic"},
     "distilled_ema": OURS | {"guide": "ema"},
     "hard": OURS | {"hard": True},
-    "same_input": OURS | {"guide": "frozen", "reads": "nothing"},
+    "same_input": {"guided": "traffic", "guide": "frozen", "reads": "nothing"},
     "smoothed": {"smoothing": 0.1},
     "teacher_only": {"teacher": True},
     "keyword_task": {"names": 0.5},
@@ -987,6 +988,8 @@ def taught(model: Retriever, rows: Rows) -> Tensor:
     """Cross entropy of rows with keywords, some with a blank query. -> scalar."""
     start = 1 + settings.query_words
     thinking = (rows.teacher != rows.student).any(1)
+    if not thinking.any():
+        return torch.zeros(())
     source, target = rows.teacher[thinking], rows.target[thinking]
     blank = torch.rand(len(source)) < settings.blind
     source = torch.cat(

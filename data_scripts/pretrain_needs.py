@@ -75,8 +75,8 @@ identifier of a clicked product from a query, and from a query with keywords. `d
 from it by the chapter's main arm. Both follow from seed 0.
 
 Made by `python data_scripts/pretrain_needs.py`. Licence: MIT, as the code. Each file names the data
-it was made for (a digest of identifiers, vocabulary and clicks); on a machine that makes others from
-the same seed the chapter trains its own. What the arms can do stands on the card of chapter 3.
+it was made for (a digest of identifiers, vocabulary and clicks); on a machine that makes others
+from the same seed the chapter trains its own. What the arms can do stands on the card of chapter 3.
 
 | file | size | SHA-256 |
 |---|---|---|
