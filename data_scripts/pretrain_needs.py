@@ -33,7 +33,7 @@ def prepared() -> ModuleType:
     settings = chapter.SearchSettings.of("toy")
     use_threads(settings.threads)
     vars(chapter).update(
-        profile="toy", world_seed=0, init_seed=0, seed=0, data="", noise=-1.0, fresh=True,
+        profile="toy", world_seed=0, init_seed=0, seed=0, data="", noise=-1.0, fresh=True, steps=0,
         settings=settings,
     )  # fmt: skip
     chapter.shop = chapter.simulated_shop(0)

@@ -31,7 +31,7 @@ def page(tmp_path_factory):
 
         settings = chapter.SearchSettings.of("smoke")
         put(profile="smoke", seed=7, world_seed=0, init_seed=0, data="", noise=-1.0)
-        put(fresh=False, settings=settings)
+        put(fresh=False, steps=0, settings=settings)
         put(shop=chapter.simulated_shop(0))
         put(space=chapter.make_space(chapter.shop))
         chapter.make_codes.cache_clear()
@@ -646,6 +646,26 @@ def test_hits_of_requests_without_orders_are_not_counted(page):
     assert found["order_mrr@10"][1] == pytest.approx(1 / 10)
     assert page.mean_of(found["order_hr@10"]) == 1
     assert np.isnan(page.mean_of(np.array([np.nan])))
+
+
+def test_cold_products_are_the_less_clicked_half_and_counted_alone(page, monkeypatch):
+    cold = page.cold_products()
+    count = np.bincount(page.shop.direct.train_rows, minlength=len(cold))
+    count += np.bincount(page.shop.complex_rows, minlength=len(cold))
+    assert cold.sum() == len(cold) // 2
+    assert count[cold].max() <= count[~cold].min()
+    mask = np.zeros(len(cold), bool)
+    mask[:4] = True
+    monkeypatch.setattr(page, "cold_products", lambda: mask)
+    nothing = Ragged.from_lists([[], []])
+    clicked = Ragged.from_lists([[3, 9], [8]])
+    asked = page.Asked(["a", "b"], clicked, nothing, np.zeros(2), np.arange(2), {})
+    ranked = np.array([[9, 8, 7, 6, 5, 4, 10, 11, 12, 13], [0, 1, 2, 3, 8, -1, -1, -1, -1, -1]])
+    found = page.scores_of(asked, ranked)
+    assert found["hr@10"].tolist() == [1, 1]
+    assert found["cold_hr@10"][0] == 0  # 9 was hit, but it is not cold
+    assert np.isnan(found["cold_hr@10"][1])
+    assert found["long_tail"].tolist() == [0, 0.8]
 
 
 def test_a_share_of_valid_identifiers(page, model):
