@@ -1,7 +1,7 @@
 """A set of small icons whose file names say how one differs from another.
 
-`cup--plus` is the icon `cup` with a small plus in its corner. Names of nearly two hundred icons come
-with the same five badges, so that pairs of pictures that differ by one named edit are at hand.
+`cup--plus` is the icon `cup` with a small plus in its corner. Nearly two hundred icons come with
+the same five badges, so that pairs of pictures that differ by one named edit are at hand.
 
 Source: the Fugue icons by Yusuke Kamiyamane (CC BY 3.0) in the package fugue-icons.
 """
