@@ -564,6 +564,7 @@ class Plan:
     equal: bool = True  # two towers are narrowed to the parameters of one
     losses: bool = True  # SPRC's two further losses, where the query is "prompt"
     centred: bool = False  # both sides' means are taken away before searching
+    searched: str = ""  # level of the gallery's captions at search, where it is another
 
 
 FUSIONS = ("joint", "prompt", "image", "text", "sum", "concat")
@@ -1087,6 +1088,7 @@ for start in ("as here", "at zero"):
 # | `only_captions`, `only_shared`, `only_bank`, `none` | two, or all three, are missing. `only_shared` is the symmetric tower without captions |
 # | `two_full_towers` | `not_shared` with two towers of full width, nearly twice the weights |
 # | `captions_alone` | the gallery has captions and no pictures |
+# | `wrong_at_search` | `csmcir`, but at search every picture carries the caption of another |
 # | `flat`, `generic`, `wrong` | captions of lower quality; those of other pictures |
 # | `fifo`, `ageing`, `random`, `low`, `no_ageing` | other rules of the bank, see the table of results |
 # | `bm25` | words alone, step 2; nothing is trained |
@@ -1113,6 +1115,7 @@ PLANS = {
     "none": Plan(caption="", shared=False, bank=""),
     "two_full_towers": Plan(shared=False, equal=False),
     "captions_alone": Plan(pictures=False),
+    "wrong_at_search": Plan(searched="wrong"),
     "generic": Plan(caption="generic"),
     "flat": Plan(caption="flat"),
     "wrong": Plan(caption="wrong"),
@@ -1149,7 +1152,8 @@ class Found:
 
 def passed(model: Composed, queries: Queries, level: str | None = None) -> Found:
     """All queries and the gallery of a set; its captions are the plan's, or of another level."""
-    level = model.plan.caption if level is None else level
+    if level is None:
+        level = model.plan.searched or model.plan.caption
     rows = torch.arange(len(queries))
     asked = in_parts(lambda r: asked_of(model.towers, queries, r)[0].cpu(), rows)
     return Found(

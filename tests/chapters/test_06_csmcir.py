@@ -556,7 +556,8 @@ WRONG = {
         lambda q, g, a, b: np.tile(g @ b - (g @ b).mean(), (len(q), 1)),
     ],
     "ch06-full": [
-        lambda n, s, c, o: (min(c, round(s * n) * o), "capacity" if round(s * n) * o >= c else "age"),
+        lambda n, s, c, o: (min(c, round(s * n) * o),
+                            "capacity" if round(s * n) * o >= c else "age"),
         lambda n, s, c, o: (min(c, n * (o + 1)), "capacity" if n * (o + 1) >= c else "age"),
         lambda n, s, c, o: (c, "capacity"),
         lambda n, s, c, o: (min(c, round(s * n) * (o + 1)),
