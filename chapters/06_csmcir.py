@@ -176,6 +176,7 @@ class CirSettings(TowerSettings):
 
     capacity: int = dial(32, 512, 2048, 4096, source="not published; ours; C")
     admitted: float = dial(0.5, 0.5, 0.5, 0.5, source="not published; ours; rho")
+    starts: int = dial(1, 100, 500, 1000, source="not published; ours; step")
     oldest: int = dial(4, 60, 200, 200, source="not published; ours; A_0, steps")
     fade: int = dial(2, 30, 100, 100, source="not published; ours; T_0, steps")
     stretch: float = dial(4.0, 4.0, 4.0, 4.0, source="ours; A_t / A_0 at most")
@@ -564,6 +565,7 @@ class Plan:
     equal: bool = True  # two towers are narrowed to the parameters of one
     losses: bool = True  # SPRC's two further losses, where the query is "prompt"
     centred: bool = False  # both sides' means are taken away before searching
+    at_once: bool = False  # the bank works from the first step
     searched: str = ""  # level of the gallery's captions at search, where it is another
 
 
@@ -758,6 +760,8 @@ record.check("a weighed entry, by hand", abs(with_bank.item() - by_hand) < 1e-6)
 # *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$ and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from its neighbours: its surroundings are worth keeping. The share $\rho$ with the highest $h$ is admitted. One can read the word the other way, and keep what the model is sure of; that is an arm.
 #
 # *Temporally dynamic.* An entry of age $a$ weighs $e^{-a/T_t}$ and is dropped when $a > A_t$. As the learning rate falls the tower moves less, so that $A_t = A_0\,\eta_0/\eta_t$ and $T_t$ grow with it, up to four times. When the bank is full, the entries with the smallest $w_e h_e$ go.
+#
+# *Not from the first step.* While the tower still turns quickly, the cheapest way to leave old vectors behind is to turn on, for ever: with a bank from the first step nothing is learnt here (the arm `at_once` keeps that failure). So the bank waits for the first hundred steps.
 
 
 # %%
@@ -910,11 +914,13 @@ class Composed(Module):
         found = offered(self.towers, targets, plan.caption)
         asked, found = gather_rows(asked), gather_rows(found)
         targets = gather_rows(targets.to(asked.device))
-        parts = (asked, found, targets, self.temperature, remembered(self))
+        running = self.plan.at_once or self.global_step >= settings.starts
+        bank = self.bank if running else None
+        parts = (asked, found, targets, self.temperature, remembered(self, bank))
         values = {"contrast": contrast(*parts).mean()}
         if plan.query == "prompt" and plan.losses:
             values |= further(self, rows, fused, found, targets)
-        if self.bank is not None:
+        if bank is not None:
             remember(self, asked, found, targets)
         weights = {name: getattr(settings, name, 1.0) for name in values}
         total = sum(weights[name] * value for name, value in values.items())
@@ -946,12 +952,13 @@ def horizon(model: Composed) -> tuple[float, float]:
     return settings.oldest * stretch, settings.fade * stretch
 
 
-def remembered(model: Composed) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What the bank adds to a batch: vectors, pictures, weights."""
-    bank, step = model.bank, model.global_step
+def remembered(
+    model: Composed, bank: Bank | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What a bank adds to a batch: vectors, pictures, weights."""
     if bank is None:
         return None
-    oldest, fade = horizon(model)
+    step, (oldest, fade) = model.global_step, horizon(model)
     bank.expire(step, oldest)
     return bank.vectors, bank.pictures, bank.weights(step, fade)
 
@@ -1091,6 +1098,7 @@ for start in ("as here", "at zero"):
 # | `wrong_at_search` | `csmcir`, but at search every picture carries the caption of another |
 # | `flat`, `generic`, `wrong` | captions of lower quality; those of other pictures |
 # | `fifo`, `ageing`, `random`, `low`, `no_ageing` | other rules of the bank, see the table of results |
+# | `at_once` | `csmcir` with the bank from the first step |
 # | `bm25` | words alone, step 2; nothing is trained |
 #
 # All see the same batches in the same order, for the same number of steps. Two towers that are not shared keep one table of words, and are narrowed until both together have the weights of one. This page trains `asymmetric` and `csmcir`; the others come from the grid.
@@ -1123,6 +1131,7 @@ PLANS = {
     "random": Plan(bank="random"),
     "low": Plan(bank="low"),
     "no_ageing": Plan(bank="no_ageing"),
+    "at_once": Plan(at_once=True),
     "ageing": Plan(bank="ageing"),
 }
 RATES: dict[str, float] = {}

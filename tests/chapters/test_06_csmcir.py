@@ -366,8 +366,17 @@ def test_the_horizon_grows_as_the_rate_falls(page):
 # -- training ----------------------------------------------------------------------------------
 
 
+def test_the_bank_waits_for_its_first_step(page):
+    model, plain = made(page, page.Plan()), made(page, page.Plan(bank=""))
+    for start in (0, 8):
+        batch = {"row": torch.arange(start, start + 8)}
+        torch.testing.assert_close(model.loss(batch)["loss"], plain.loss(batch)["loss"])
+    assert len(model.bank) == 0
+    assert page.settings.starts == 1
+
+
 def test_a_batch_does_not_meet_itself_in_the_bank(page):
-    model = made(page, page.Plan())
+    model = made(page, page.Plan(at_once=True))
     batch = {"row": torch.arange(8)}
     plain = made(page, page.Plan(bank=""))
     torch.testing.assert_close(model.loss(batch)["loss"], plain.loss(batch)["loss"])
@@ -400,7 +409,7 @@ def test_training_lowers_the_loss(page):
 
 
 def test_a_fresh_entry_is_not_stale_and_a_moved_tower_makes_it_so(page):
-    model = made(page, page.Plan())
+    model = made(page, page.Plan(at_once=True))
     with torch.no_grad():
         model.loss({"row": torch.arange(8)})
         assert page.staleness(model)[1].abs().max() < 1e-5
