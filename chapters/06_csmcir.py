@@ -70,7 +70,7 @@ BLIP2 = "Salesforce/blip2-itm-vit-g"
 # %% [markdown]
 # ## One picture, one change, one answer
 #
-# The gallery of this chapter is made of real icons {cite:p}`fugue`. One hundred and ninety of them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
+# The gallery of this chapter is made of real icons {cite:p}`fugue`. Nearly two hundred of them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
 # mark. We draw each in three tints. A query is one of these icons and a change in words; the answer is the one icon that differs in that and in nothing else.
 
 # %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Three queries. Left: the reference picture. Then the answer, and four near misses that stand in the same gallery: the same thing in another tint or with another badge, and another thing with the right tint and badge.", "name": "fig-06-queries"}, "image": {"alt": "Three rows of six small icons; in each the first is the reference, the second the answer, and the other four differ from the answer in one respect."}}
