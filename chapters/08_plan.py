@@ -1,0 +1,867 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Plan before search: what reinforcement learning can teach, and what it cannot
+#
+# *Who is the architect of the birthplace of the chief of the studio of this film?* Four searches, each of which needs the name that the one before has found. The search agent of
+# [chapter 7](07_search_agent.py) begins at once and works out as it goes what comes next. A careful person would first write down the four sub-questions. Plan Before Search {cite:p}`plan` asks for just that, and asks
+# more: if planning is so sensible, why does reinforcement learning not teach it by itself? Its answer is that a reward can only strengthen what is done at times. It names three conditions
+# without which the same reward teaches nothing, and a way around them: let a small model in which planning did appear write attempts, keep the good ones, and tune other models on those first.
+# This chapter builds the plan, its reward and that way around. It takes the three conditions away one at a time, and asks whether a plan helps at all once everybody was taught alike.
+#
+# :::{admonition} What we could and could not read
+# :class: warning
+# **Of all papers in this book this one is the least known to us.** The title, the abstract and one short summary made by a machine were available: no section of the text, no formula, no
+# table and no code. From the abstract come the idea of a list of sub-questions before the first search, the three conditions, the small seed model whose attempts are filtered, and that the models have 3 to 14 billion
+# parameters. From the summary come the model families (Qwen2.5, Llama 3, Qwen3) and that the reward looks at how searches agree with the planned sub-questions. **Everything that a programmer needs beyond that is ours**: the format, every formula on this
+# page, the filter, the probes, all settings. A verdict here is about our reading, not about their system, and no figure of theirs is quoted because we know none.
+# :::
+
+# %% tags=["page-only", "hide-input"]
+from IPython.display import HTML, Markdown, display
+
+from minisearch.agents.viewer import group_html
+from minisearch.showing import card_box
+
+Markdown(card_box("08_plan"))
+
+# %% tags=["hide-input"]
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# %% tags=["hide-input"]
+from minisearch.agents.demonstrator import Demonstrator, Habits, remembered
+from minisearch.agents.grpo import GRPO, Step
+from minisearch.agents.protocol import Piece, plan_block, protocol_of
+from minisearch.agents.queries import due_steps, written_tokens
+from minisearch.agents.rewards import (
+    exact_match_reward,
+    is_well_formed,
+    normalise_answer,
+)
+from minisearch.agents.rollout import rollout
+from minisearch.agents.scoring import log_prob_of, logits_before
+from minisearch.agents.study import (
+    AgentSettings,
+    Task,
+    answers,
+    groups_of,
+    open_world,
+    real_task,
+    record_training,
+    train,
+)
+from minisearch.agents.trajectory import Segment, Trajectory, closed_blocks
+from minisearch.data.qa import Document, Question
+from minisearch.errors import InputError, one_of
+from minisearch.lit import Batches, Module, Optimisation, fit
+from minisearch.models.lm import LanguageModel, load_lm
+from minisearch.profiles import derive_seed, dial, quiet, use_threads
+from minisearch.recorder import Recorder
+from minisearch.retriever import BM25Retriever, Hit, Retriever
+from minisearch.storage import cached
+
+# %% [markdown]
+# ## One question too long
+#
+# The world is the invented encyclopedia of chapter 7, the model the one that training starts from there. Its pre-training held questions of one to three steps. Here it is asked one of *four*. Its thoughts
+# say what it is after: `need chief of ..`. Watch the order in which it needs things.
+# %% tags=["page-only", "hide-input"]
+from minisearch.agents.rollout import RolloutConfig
+
+start = load_lm("toy-0")
+protocol = protocol_of(start.tokenizer)
+example, library = open_world("blank", 100)
+asked = example.questions(1, hops=(4,), seed=2)[0]
+prompt = protocol.prompt(start.tokenizer, asked["question"])
+shown = rollout(start, library, protocol, [prompt] * 6, RolloutConfig(), seed=3)
+rewards = [exact_match_reward(attempt, asked) for attempt in shown]
+HTML(group_html(start, asked, shown, rewards, example.corpus))
+
+# %% [markdown]
+# Open the attempts by their triangles. The first thing needed is as a rule the right one. Later an attempt may skip a step, or go back to one that is done: with two facts in hand and two to come, it has lost its place in the question.
+# Further down is counted how often: on questions of two and three steps hardly ever, of four in about half of the attempts. **That is what a plan could mend, and where this chapter asks whether it does.** With shorter questions alone there would be nothing for a plan to
+# do: there this model fails by asking with the wrong words and by misreading, not by losing its way.
+#
+# ## What the paper claims
+#
+# * Agents *drift*: later searches follow passages that are only partly relevant, and no longer the question. A list of sub-questions, written before anything is retrieved, keeps each search tied to one of them.
+# * Reinforcement learning with a reward for planning does not reliably teach it. With the identical reward, different models fail in *different ways*. Three conditions are needed: enough entropy at the start, so that a plan is
+#   ever tried; stable training; and the sub-skills that a plan presupposes, such as joining a sub-question that stands ready with what was found later.
+# * *Self-bootstrapping* works: a small model in which planning did emerge writes attempts, these are filtered, and tune any other model, also larger ones and of other families, with no stronger teacher. All tested models plan then, and beat the baselines on questions of several steps.
+#
+# The order *first tune, then reinforcement learning* is our inference from the abstract. Whether a plan helps on its own, apart from all the tuning around it, the abstract does not say, and it is the first thing we ask: **every arm that plans has a twin that was
+# tuned on the very same attempts with their plans cut out.**
+#
+# ## Symbols
+#
+# | symbol | meaning | in the code |
+# |---|---|---|
+# | $s_1, \dots, s_K$ | sub-questions of a plan; `#j` in one stands for the answer of $s_j$ | `lines` |
+# | $q_1, \dots, q_T$ | the searches of an attempt | `attempt.queries` |
+# | $m(q, s)$ | how well a search carries out a sub-question, 0 to 1 | `match` |
+# | $C$ | coverage: how much of the plan was carried out, in order | `coverage` |
+# | $F$ | 1 for a plan in proper form, else 0 | `Reading.valid` |
+# | $w_f, w_p$ | what form and coverage are worth | `settings.weight_form`, `weight_plan` |
+# | $R$ | reward of an attempt | `PlanReward` |
+# | $A_i$ | advantage of attempt $i$ in its group (chapter 7) | `step.advantages` |
+#
+# ## Parameters
+#
+# In the settings, the four values of a `dial` are those of the profiles smoke, toy, small and full.
+
+# %% tags=["parameters"]
+profile: str = "toy"  # smoke | toy | small | full
+seed: int = 1000  # training and sampling; the published grid uses other seeds
+world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
+init_seed: int = 0  # which of the two toy models is the target; the other one is the seed
+arms: str = "main"  # "main", or arms of the card with commas between them
+data: str = ""  # folder of question files; empty: the profile's own questions
+service: str = ""  # address of a retrieval service; empty: an index in memory
+steps: int = 0  # training steps; 0: the profile's
+
+# %%
+quiet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(AgentSettings):
+    """What chapter 7 has too; of the paper's values none is known."""
+
+    model: str = dial("toy", "toy", "smollm2", "Qwen/Qwen2.5-3B", source="3B to 14B")
+    questions_a_step: int = dial(2, 8, 16, 256, source="not published; AutoRefine's")
+    group: int = dial(4, 8, 5, 5, source="not published; AutoRefine's; ours")
+    steps: int = dial(2, 20, 100, 200, source="not published; AutoRefine's; ours")
+    minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
+    learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="not published; sweep")
+    warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="not published; AutoRefine's")
+    clip_low: float = dial(0.2, 0.2, 0.2, 0.2, source="not published; AutoRefine's")
+    clip_high: float = dial(0.28, 0.28, 0.2, 0.2, source="not published; DAPO's")
+    kl: float = dial(0.0, 0.0, 0.001, 0.001, source="not published; AutoRefine's; ours")
+    searches: int = dial(5, 5, 5, 5, source="not published; AutoRefine's")
+    passages: int = dial(2, 2, 3, 3, source="not published; AutoRefine's; ours")
+    turn_tokens: int = dial(64, 64, 128, 500, source="not published; ours")
+    block_tokens: int = dial(256, 256, 512, 512, source="not published; ours")
+    row_tokens: int = dial(1024, 1024, 2048, 4096, source="not published; ours")
+    one_hop: int = dial(6, 60, 100, 0, source="ours; test questions, 0: all there are")
+    multi_hop: int = dial(12, 240, 200, 0, source="ours; test questions, 0: all")
+
+
+# %%
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(LoopSettings):
+    """What planning adds; all of it ours."""
+
+    longest: int = dial(4, 4, 0, 0, source="ours; steps of the longest question, invented")
+    weight_form: float = dial(0.1, 0.1, 0.1, 0.1, source="ours")
+    weight_plan: float = dial(0.2, 0.2, 0.2, 0.2, source="ours")
+    first_plans: int = dial(6, 240, 240, 240, source="ours; written by hand for the seed")
+    first_attempts: int = dial(12, 480, 480, 480, source="ours; of the seed, with a plan")
+    first_epochs: int = dial(1, 4, 2, 2, source="ours; tuning of the seed")
+    pool: int = dial(12, 640, 2048, 8192, source="ours; the seed's attempts, to be filtered")
+    kept: int = dial(4, 96, 512, 2048, source="ours; attempts a target is tuned on")
+    epochs: int = dial(1, 3, 3, 2, source="ours; 1 to 3")
+    tuning_rate: float = dial(1e-3, 1e-3, 1e-5, 1e-6, source="ours; sweep")
+    tuning_rows: int = dial(2, 8, 16, 64, source="ours; attempts an update")
+    share: float = dial(0.5, 0.5, 0.5, 0.5, source="ours; planned in the three failures")
+    sharper: float = dial(8.0, 8.0, 8.0, 8.0, source="ours; logits times this")
+    faster: float = dial(10.0, 10.0, 10.0, 10.0, source="ours; learning rate times this")
+    injected: int = dial(2, 2, 2, 2, source="ours; distracting passages a search")
+    looked_at: int = dial(6, 48, 48, 48, source="ours; questions of the probes")
+
+
+# %%
+settings = PlanSettings.of(profile, **({"steps": steps} if steps else {}))
+use_threads(settings.threads)
+record = Recorder.from_environment()
+
+# %% [markdown]
+# ## Step 1: a plan, and how to read one
+#
+# A plan is a block that the model writes before its first search: sub-questions in the order in which they are to be answered, where `#1` stands for whatever answers the first.
+# The tokeniser of our toy model has the tags and the signs, and its pre-training showed it plans in *prompts*, so that it can read one. No row taught it to write one.
+
+
+# %%
+def steps_of(question: Question) -> list[str]:
+    """The sub-questions of a question of an invented encyclopedia, in order."""
+    facts = question["metadata"]
+    heads = [facts["entity"], *(f"#{n}" for n in range(1, len(facts["relations"])))]
+    pairs = zip(facts["relations"], heads, strict=True)
+    return [f"{noun} of {head}" for noun, head in pairs]
+
+
+def lines_of(text: str) -> list[str]:
+    """Sub-questions from a plan's text: one a line or between semicolons, without numbers."""
+    parts = (re.sub(r"^\s*\d+\.\s*", "", part) for part in re.split(r"[;\n]", text))
+    return [part.strip() for part in parts if part.strip()]
+
+
+def plan_in(attempt: Trajectory) -> list[str]:
+    """The lines of an attempt's only plan; none where there are two, or a search came first."""
+    blocks = closed_blocks(attempt.text)
+    tags = [tag for tag, _ in blocks]
+    if tags.count("plan") != 1 or "search" in tags[: tags.index("plan")]:
+        return []
+    return lines_of(blocks[tags.index("plan")][1])
+
+
+# %% tags=["page-only", "nbval-check-output"]
+print(asked["question"])
+print(plan_block(steps_of(asked)))
+
+# %% [markdown]
+# How likely is it that the model *ever* tries? One look at the first token it writes answers that, before any training:
+
+# %% tags=["page-only"]
+with torch.no_grad():
+    ids = torch.tensor([start.encode(prompt)])
+    first = start.model(ids).logits[0, -1].log_softmax(-1)
+for tag in ("<think>", "<plan>"):
+    print(f"{tag:8s} log-probability {first[start.encode(tag)[0]]:7.2f} nats")
+gap = float(first[start.encode("<plan>")[0]])
+record.check("the model does not plan by itself", gap < -10, f"{gap:.1f} nats")
+attempts_needed = f"{np.exp(-gap):.0e}"
+print(f"a plan would be tried once in {attempts_needed} attempts")
+
+# %% [markdown]
+# A reward for planning is never paid to this model, whatever it is worth: the first of the three conditions fails here without our doing.
+#
+# ## Step 2: what a search has to do with a plan
+#
+# To see whether a search carries out a sub-question, references have to be filled in first. Our model says in its thoughts what it took a passage to say (`found Bo Tarn`), so that the $j$-th name it found stands for `#j`. Then we compare words: $m(q, s)$ is the share of
+# the sub-question's words that the search has, small words aside.
+#
+# The usual measure of overlap would be F1, which also asks that the search has few *other* words. In our world, as in most, a search with more words for the same thing finds more. So F1 pays a search that finds less for looking more like the plan, and the share does not. We chose before any
+# training, from this table; the arm `f1` shows what the other choice would have done.
+
+# %%
+SMALL_WORDS = ("of", "is", "in", "to", "what", "who", "which", "was")
+FOUND = re.compile(r"\b(?:found|recall) ([^;<]+)")
+REFERENCE = re.compile(r"#(\d+)")
+
+
+def found_in(attempt: Trajectory) -> list[str]:
+    """The names that an attempt's thoughts say it found, in order."""
+    thoughts = [text for tag, text in closed_blocks(attempt.text) if tag == "think"]
+    return [name.strip() for text in thoughts for name in FOUND.findall(text)]
+
+
+def filled(line: str, found: Sequence[str]) -> str:
+    """A sub-question with the answers of earlier ones; an unknown one is a word no search has."""
+
+    def name(reference: re.Match[str]) -> str:
+        number = int(reference[1])
+        return found[number - 1] if 0 < number <= len(found) else "unresolved"
+
+    return REFERENCE.sub(name, line)
+
+
+def match(query: str, line: str, how: str = "share") -> float:
+    """How much of a sub-question a search says: the share of its words, or F1. 0 to 1."""
+    asked, wanted = (
+        Counter(w for w in normalise_answer(text).split() if w not in SMALL_WORDS)
+        for text in (query, line)
+    )
+    shared = (asked & wanted).total()
+    whole = wanted.total() if how == "share" else (asked.total() + wanted.total()) / 2
+    return shared / whole if whole else 0.0
+
+
+# %% tags=["page-only", "nbval-check-output"]
+line = filled("mayor of #1", ["Luth Velloa"])
+print(f"sub-question: {line}")
+for query in (
+    "Luth Velloa mayor",
+    "Luth Velloa mayor governed elected",
+    "Luth Velloa governed",
+    "mayor",
+    "Bo Tarn employer",
+):
+    both = "  ".join(f"{how} {match(query, line, how):.2f}" for how in ("share", "f1"))
+    print(f"{query:36s} {both}")
+
+# %% [markdown]
+# ## Step 3: the reward
+#
+# Coverage goes through plan and searches side by side. Each sub-question may claim one search, each search serves one sub-question, and claims may not cross:
+#
+# $$C = \frac1K \max_{t_1 < t_2 < \dots} \sum_{k} m(q_{t_k}, s_k), \qquad R = \mathrm{EM} + F\,(w_f + w_p\, C), \qquad w_f + w_p < 1.$$ (eq-08-reward)
+#
+# Sub-questions without a search count as 0. Searches that serve none are allowed, as a second try must be. $F$ is 1 only for *one* plan, before the first search, of two to five lines that differ, whose
+# references point back, that does not hold the answer already, in an attempt that searches and is well formed otherwise. A plan that is longer than the searches allowed cannot be carried out and gets nothing.
+#
+# The limit on the weights is a gate: a wrong answer with a perfect plan (0.3) never beats a right one without (1). That bounds what can be *earned* by pretence. It does not bound what is *learnt* from it: GRPO divides by the spread of each
+# group, and where all eight answers are wrong, a difference of 0.1 in form weighs as much as right against wrong elsewhere.
+
+
+# %%
+def coverage(matches: np.ndarray, order: bool = True) -> float:
+    """How much of a plan was carried out. Shape: (K, T), sub-questions by searches -> 0 to 1.
+
+    Without `order` every sub-question takes its best search, in any order, also one taken before.
+    """
+    lines, searches = matches.shape
+    if not lines or not searches:
+        return 0.0
+    if not order:
+        return float(matches.max(1).mean())
+    best = np.zeros((lines + 1, searches + 1))
+    for k in range(lines):
+        for t in range(searches):
+            both = best[k, t] + matches[k, t]
+            best[k + 1, t + 1] = max(both, best[k, t + 1], best[k + 1, t])
+    return float(best[-1, -1] / lines)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a plan is paid; the defaults are those of `plan`."""
+
+    fewest: int = 2
+    most: int = 5
+    order: bool = True
+    how: str = "share"
+
+
+# %%
+def holds_answer(lines: Sequence[str], question: Question) -> bool:
+    """Whether a right answer stands in a plan already."""
+    plan = f" {normalise_answer(' ; '.join(lines))} "
+    names = [normalise_answer(name) for name in question["golden_answers"]]
+    return any(f" {name} " in plan for name in names if name)
+
+
+def rest_is_formed(attempt: Trajectory) -> bool:
+    """Whether all but the plan is as in chapter 7, and written by the model itself."""
+    written = [s for s in attempt.segments[1:] if s.kind != "documents"]
+    own = all(s.sampled and s.kind != "invalid" for s in written)
+    rest = re.sub(r"<plan>.*?</plan>", "", attempt.text, flags=re.S)
+    return own and is_well_formed(rest)
+
+
+def valid_plan(attempt: Trajectory, question: Question, rules: Rules) -> bool:
+    """F in the formula."""
+    lines = plan_in(attempt)
+    back = all(
+        0 < int(number) <= before
+        for before, line in enumerate(lines)
+        for number in REFERENCE.findall(line)
+    )
+    return (
+        rules.fewest <= len(lines) <= rules.most
+        and len(set(lines)) == len(lines)
+        and (back or not rules.order)
+        and not holds_answer(lines, question)
+        and bool(attempt.queries)
+        and rest_is_formed(attempt)
+    )
+
+
+# %%
+@dataclass(frozen=True)
+class Reading:
+    """An attempt as the reward sees it, part by part."""
+
+    planned: bool  # some plan stands before the first search
+    valid: bool
+    covered: float  # C, also where it is not paid
+    right: float
+
+
+def read(attempt: Trajectory, question: Question, rules: Rules) -> Reading:
+    """Plan, form, coverage and answer of an attempt."""
+    lines, found = plan_in(attempt), found_in(attempt)
+    matches = [
+        [match(query, filled(line, found), rules.how) for query in attempt.queries]
+        for line in lines
+    ]
+    table = np.array(matches).reshape(len(lines), len(attempt.queries))
+    return Reading(
+        planned=bool(lines),
+        valid=valid_plan(attempt, question, rules),
+        covered=coverage(table, rules.order),
+        right=exact_match_reward(attempt, question),
+    )
+
+
+@dataclass(frozen=True)
+class PlanReward:
+    """The reward of an attempt, as GRPO takes it.
+
+    Raises:
+        InputError: for weights with which a wrong answer could earn as much as a right one.
+    """
+
+    form: float
+    plan: float
+    rules: Rules = Rules()
+
+    def __post_init__(self) -> None:
+        if min(self.form, self.plan) < 0 or self.form + self.plan >= 1:
+            found, remedy = f"{self.form:g} and {self.plan:g}", "lower one of them."
+            raise InputError("weights", found, "none below 0, sum below 1", remedy)
+
+    def __call__(self, attempt: Trajectory, question: Question) -> float:
+        seen = read(attempt, question, self.rules)
+        return seen.right + seen.valid * (self.form + self.plan * seen.covered)
+
+# %% tags=["page-only", "nbval-check-output"]
+table = np.array([[1.0, 0.2], [0.2, 0.8]])  # two sub-questions, two searches
+for name, found in {"in order": table, "the other way round": table[:, ::-1]}.items():
+    print(
+        f"{name:20s} coverage {coverage(found):.2f}, without order {coverage(found, False):.2f}"
+    )
+everything = np.array([[1.0], [1.0]])  # one search that has all the words
+print(f"one search for all   coverage {coverage(everything):.2f}", end=", ")
+print(f"without order {coverage(everything, False):.2f}")
+
+# %% [markdown]
+# ## Step 4: four sub-skills, and what to watch
+#
+# A plan that is carried out takes four skills, each of which can be probed by itself on questions that are not trained on:
+#
+# | | skill | how it is probed |
+# |---|---|---|
+# | S1 | to use the tool | share of attempts that are well formed, plan aside |
+# | S2 | to write a plan | share of attempts with a plan; share with *the* plan |
+# | S3 | to put what was found into the next sub-question | with a plan given: after a thought that says it found a name, the next search has that name |
+# | S4 | to close | with the plan and every search done, and the right passages in sight: the answer is right |
+#
+# Two more measures need an invented world. An attempt is *in order* if the steps its thoughts need follow those of the question. A search is *on course* if it has the name that the first open step starts from; a policy that drifts asks about something else.
+
+
+# %%
+def once(words: Sequence[str]) -> list[str]:
+    """The same without immediate repetitions, as a step that is tried again is one step."""
+    return [w for n, w in enumerate(words) if n == 0 or w != words[n - 1]]
+
+
+def in_order(attempt: Trajectory, question: Question) -> float:
+    """Whether the steps that the thoughts need are the question's, as far as they go."""
+    blocks = closed_blocks(attempt.text)
+    thoughts = " ".join(text for tag, text in blocks if tag == "think")
+    needed = once(re.findall(r"\bneed (\S+) of", thoughts))
+    wanted = once(question["metadata"]["relations"])
+    return float(bool(needed) and wanted[: len(needed)] == needed)
+
+
+def on_course(attempt: Trajectory, question: Question) -> float:
+    """Of the searches with a step still open, the share with the name this step starts from."""
+    facts, held = question["metadata"], []
+    names = [facts["entity"], *(hop["answer"] for hop in facts["hops"])]
+    pairs = zip(attempt.queries, due_steps(attempt, question), strict=True)
+    for query, (due, _) in pairs:
+        if due >= 0:
+            name = normalise_answer(names[due])
+            held.append(f" {name} " in f" {normalise_answer(query)} ")
+    return float(np.mean(held)) if held else 0.0
+
+
+def filled_in(attempt: Trajectory) -> list[bool]:
+    """Of each search right after a thought that found a name: whether it has that name."""
+    blocks, held = closed_blocks(attempt.text), []
+    for (before, thought), (tag, query) in zip(blocks, blocks[1:], strict=False):
+        names = FOUND.findall(thought) if (before, tag) == ("think", "search") else []
+        if names:
+            name = normalise_answer(names[-1])
+            held.append(f" {name} " in f" {normalise_answer(query)} ")
+    return held
+
+
+# %%
+def all_but_the_answer(
+    lm: LanguageModel, question: Question, passages: dict[str, Document]
+) -> str:
+    """A plan and each of its searches with the right passage, as the model might write it."""
+    protocol, facts = protocol_of(lm.tokenizer), question["metadata"]
+    pieces, here, said = [plan_block(steps_of(question))], facts["entity"], ""
+    for noun, hop in zip(facts["relations"], facts["hops"], strict=True):
+        shown = protocol.render([passages[hop["gold_ids"][0]]])
+        pieces += [
+            Piece("think", f"{said}need {noun} of {here}"),
+            Piece("search", f"{here} {noun}"),
+            Piece("information", shown),
+        ]
+        here = hop["answer"]
+        said = f"found {here} ; "
+    return " ".join(map(str, pieces))
+
+
+def probes(lm: LanguageModel, kind: str = "blank") -> dict[str, float]:
+    """How well each sub-skill is mastered, in a training encyclopedia."""
+    home, library = open_world(kind, 200 + world_seed)
+    hops = range(2, settings.longest + 1)
+    asked = home.questions(settings.looked_at, hops, derive_seed(0, "probes"))
+    passages = {document["id"]: document for document in home.corpus}
+    protocol = protocol_of(lm.tokenizer)
+    plain = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
+    plans = [f" {plan_block(steps_of(q))}" for q in asked]
+    done = [f" {all_but_the_answer(lm, q, passages)}" for q in asked]
+
+    def made(given: Sequence[str]) -> list[Trajectory]:
+        prompts = [f"{p}{g}" for p, g in zip(plain, given, strict=True)]
+        return rollout(lm, library, protocol, prompts, settings.attempts(), 5)
+
+    free, planned, closed = made([""] * len(asked)), made(plans), made(done)
+    held = [value for attempt in planned for value in filled_in(attempt)]
+    pairs = list(zip(free, asked, strict=True))
+    return {
+        "S1 tool": float(np.mean([rest_is_formed(a) for a in free])),
+        "S2 a plan": float(np.mean([bool(plan_in(a)) for a in free])),
+        "S2 the plan": float(np.mean([plan_in(a) == steps_of(q) for a, q in pairs])),
+        "S3 fill in": float(np.mean(held)) if held else np.nan,
+        "S4 close": float(
+            np.mean([exact_match_reward(*p) for p in zip(closed, asked, strict=True)])
+        ),
+    }
+
+
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+if settings.model == "toy":
+    found = probes(start)
+    display(pd.DataFrame({"before any tuning": found}).round(2))
+
+# %% [markdown]
+# The tool is there, the first plan is not. Now the reward can be watched while it works. `Watch` adds nothing to the advantages; it writes down, step by step, how many attempts plan, how many plans are valid and lead to a right answer, and the entropy of
+# the first twenty tokens, where a plan would have to begin. From those a run is given a name. The thresholds are ours.
+
+
+# %%
+class Watch:
+    """An `extra_advantage` of GRPO that adds none; `log` has a row a step."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.log: list[dict[str, float]] = []
+
+    def __call__(self, step: Step) -> Tensor:
+        """Shape: -> (N, L)."""
+        pairs = list(zip(step.attempts, step.questions, strict=True))
+        seen = [read(attempt, question, self.rules) for attempt, question in pairs]
+        early = []
+        for attempt in step.attempts:
+            written = [p for s in attempt.segments for p in s.log_probs or ()]
+            early.append(-float(np.mean(written[:20])) if written else 0.0)
+        self.log.append(
+            {
+                "planned": float(np.mean([s.planned for s in seen])),
+                "valid": float(np.mean([s.valid for s in seen])),
+                "planned_right": float(np.mean([s.valid * s.right for s in seen])),
+                "covered": float(np.mean([s.covered for s in seen])),
+                "right": float(np.mean([s.right for s in seen])),
+                "formed": float(np.mean([rest_is_formed(a) for a in step.attempts])),
+                "early_entropy": float(np.mean(early)),
+            }
+        )
+        return torch.zeros_like(step.advantages)
+
+
+def verdict_of(log: Sequence[dict[str, float]]) -> str:
+    """What became of a run, from its first and its last quarter."""
+    quarter = max(1, len(log) // 4)
+    first, last = (
+        {name: float(np.mean([row[name] for row in part])) for name in log[0]}
+        for part in (log[:quarter], log[-quarter:])
+    )
+    if last["formed"] < 0.5 or last["right"] < first["right"] / 2:
+        return "collapses"
+    if last["planned"] < 0.1:
+        return "never explores"
+    if last["planned"] > 0.9 and last["right"] <= first["right"]:
+        return "plans but cannot execute"
+    return "plans" if last["planned"] > 0.9 else "undecided"
+
+
+# %% [markdown]
+# ## Step 5: a seed that plans
+#
+# In the paper planning *emerged* in some small model. In ours it cannot: see the log-probability above. So the first plans are written by hand (here by a script, as it knows the steps of every question). The seed model is given them in the *prompt*, makes
+# attempts, and is tuned on the right ones with the plan moved to where it should be: out of the prompt, into what the model writes. To these come plans alone, without an attempt, also of four steps, which it hardly ever answers yet.
+#
+# The seed is **not** the target: it is the other one of our two models. In the paper it is smaller than its targets and of another family; ours has the same size and class and another random beginning, which is the weakest form of that claim.
+
+# %%
+Lesson = tuple[list[int], list[bool]]  # tokens, and which of them are to be learnt
+Pair = tuple[Question, Trajectory]
+
+
+def with_plan(
+    lm: LanguageModel, attempt: Trajectory, lines: Sequence[str]
+) -> Trajectory:
+    """The same attempt with these lines as its plan, or with none."""
+    rest = [s for s in attempt.segments[1:] if s.kind != "plan"]
+    text = re.sub(r"<plan>.*?</plan>", "", attempt.text, flags=re.S).strip()
+    if lines:
+        block = str(plan_block(lines))
+        ids, text = lm.encode(block), f"{block} {text}".strip()
+        rest.insert(0, Segment("plan", ids, [0.0] * len(ids)))
+    return replace(attempt, segments=[attempt.segments[0], *rest], text=text)
+
+
+def lesson(lm: LanguageModel, question: Question, attempt: Trajectory) -> Lesson:
+    """An attempt under the plain prompt; only what the model wrote is learnt."""
+    prompt = protocol_of(lm.tokenizer).prompt(lm.tokenizer, question["question"])
+    before, own = lm.encode(prompt), attempt.segments[1:]
+    ids = before + [token for segment in own for token in segment.ids]
+    learn = [segment.sampled for segment in own for _ in segment.ids]
+    return ids, [False] * len(before) + learn
+
+
+# %%
+class Tuning(Module):
+    """Supervised tuning: the cross-entropy of what a model is to write itself."""
+
+    def __init__(self, lm: LanguageModel, lessons: Sequence[Lesson]) -> None:
+        super().__init__()
+        self.model, self.pad_id, self.lessons = lm.model, lm.pad_id, lessons
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean over the learnt tokens of a batch, in nats."""
+        rows = [self.lessons[n] for n in batch["lesson"].tolist()]
+        shape = len(rows), max(len(ids) for ids, _ in rows)
+        ids = torch.full(shape, self.pad_id, device=self.device)
+        learn = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        for n, (tokens, flags) in enumerate(rows):
+            ids[n, : len(tokens)] = torch.tensor(tokens)
+            learn[n, : len(flags)] = torch.tensor(flags)
+        logits = logits_before(self.model, ids, learn)
+        return -log_prob_of(logits, ids[learn]).mean()
+
+
+def tune(
+    lm: LanguageModel, lessons: Sequence[Lesson], epochs: int, seed: int
+) -> Tuning:
+    """Tune in place; the rate falls to 0 in a line."""
+    if not lessons:
+        raise InputError(
+            "lessons", "none", "at least one", "raise `pool`, or filter less."
+        )
+    numbers, rows = torch.arange(len(lessons)), min(settings.tuning_rows, len(lessons))
+    module = Tuning(lm, lessons)
+    batches = Batches({"lesson": numbers}, rows, seed)
+    fit(module, batches, settings, Optimisation(settings.tuning_rate), epochs)
+    return module
+
+
+# %%
+def pool_questions(count: int, name: str) -> tuple[list[Question], Retriever]:
+    """Questions of training for which a plan can be written, and their search engine."""
+    if settings.model == "toy" and not data:
+        home, library = open_world("blank", 200 + world_seed)
+        hops = range(2, settings.longest + 1)
+        return home.questions(count, hops, derive_seed(0, name)), library
+    task = real_task(settings, data, service, derive_seed(0, name))
+    return task.training[:count], task.library
+
+
+def first_lessons(lm: LanguageModel) -> list[Lesson]:
+    """What the seed is tuned on: its right attempts with a plan in the prompt, and plans alone."""
+    asked, library = pool_questions(settings.first_plans, "first plans")
+    protocol = protocol_of(lm.tokenizer)
+    short = [q for q in asked if len(q["metadata"]["relations"]) <= 3]
+    tries = [short[n % len(short)] for n in range(settings.first_attempts)]
+    prompts = [
+        protocol.prompt(lm.tokenizer, q["question"], [plan_block(steps_of(q))])
+        for q in tries
+    ]
+    attempts = rollout(lm, library, protocol, prompts, settings.attempts(), 21)
+    lessons = [
+        lesson(lm, question, with_plan(lm, attempt, steps_of(question)))
+        for question, attempt in zip(tries, attempts, strict=True)
+        if exact_match_reward(attempt, question) and rest_is_formed(attempt)
+    ]
+    alone = Trajectory([Segment("prompt", [])])
+    return lessons + [lesson(lm, q, with_plan(lm, alone, steps_of(q))) for q in asked]
+
+
+# %% [markdown]
+# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. It is made once for each encyclopedia and seed model, and kept on disk.
+
+
+# %%
+def stored(attempt: Trajectory) -> dict:
+    """An attempt as plain values."""
+    segments = [[s.kind, s.ids, s.sampled] for s in attempt.segments]
+    return {**vars(attempt), "segments": segments}
+
+
+def restored(row: dict) -> Trajectory:
+    """The attempt again; its log-probabilities are gone."""
+    segments = [
+        Segment(kind, ids, [0.0] * len(ids) if own else None)
+        for kind, ids, own in row["segments"]
+    ]
+    return Trajectory(**{**row, "segments": segments})
+
+
+def seed_pool(name: str) -> tuple[list[Pair], dict[str, float]]:
+    """Attempts of a seed model that was taught to plan; and how well it does, by sub-skill."""
+    asked, library = pool_questions(settings.pool, "pool")
+
+    def build(folder: Path) -> None:
+        lm = load_lm(name)
+        tune(lm, first_lessons(lm), settings.first_epochs, 0)
+        protocol = protocol_of(lm.tokenizer)
+        prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
+        made = rollout(lm, library, protocol, prompts, settings.attempts(), 22)
+        found = probes(lm) if settings.model == "toy" else {}
+        rows = {"attempts": [stored(attempt) for attempt in made], "probes": found}
+        (folder / "pool.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    key = {"seed model": name, "world": world_seed, "data": data, "version": 1}
+    key |= {"settings": repr(replace(settings, steps=0))}
+    file = cached("plan-pool", key, build) / "pool.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    made = [restored(row) for row in rows["attempts"]]
+    return list(zip(asked, made, strict=True)), rows["probes"]
+
+
+# %% [markdown]
+# The recipe that the paper argues against tunes a target on what a *stronger, external* model wrote. Here that is a scripted searcher with good habits: it knows every question's steps, uses several words for a relation, tries again, and misreads nothing.
+
+
+# %%
+def written_by_hand(
+    lm: LanguageModel, question: Question, pieces: Sequence[Piece]
+) -> Trajectory:
+    """Blocks of text as an attempt, as if the model had written all but the passages."""
+
+    def own(kind: str, text: str) -> Segment:
+        ids = lm.encode(text)
+        return Segment(kind, ids, [0.0] * len(ids))
+
+    attempt = Trajectory([Segment("prompt", [])], text=" ".join(map(str, pieces)))
+    for kind, text in pieces:
+        if kind == "information":
+            attempt.segments.append(
+                Segment("documents", lm.encode(str(Piece(kind, text))))
+            )
+        elif kind == "search":
+            parts = ("search", "<search>"), ("query", text), ("search", "</search>")
+            attempt.segments += [own(part, inside) for part, inside in parts]
+            attempt.queries.append(text)
+        else:
+            attempt.segments.append(own(kind, str(Piece(kind, text))))
+        attempt.answer = text if kind == "answer" else attempt.answer
+    return attempt
+
+
+def demonstrated(lm: LanguageModel) -> list[Pair]:
+    """Attempts of the scripted searcher, at the same questions as those of the pool."""
+    if settings.model != "toy" or data:
+        what, remedy = "an invented encyclopedia", "leave out the arm."
+        raise InputError("arm", "a demonstrator with real questions", what, remedy)
+    home, library = open_world("blank", 200 + world_seed)
+    skill = Habits((0.0, 0.2, 0.5, 0.3), drift=0, misread=0, believe=0, retry=1)
+    search = remembered(library, settings.passages)
+    demonstrator = Demonstrator(home, search, protocol_of(lm.tokenizer))
+    rng, pairs = np.random.default_rng(derive_seed(0, "demonstrator")), []
+    for question in pool_questions(settings.pool, "pool")[0]:
+        pieces = demonstrator.attempt(question, rng, skill).pieces
+        plan = plan_block(steps_of(question))
+        pairs.append((question, written_by_hand(lm, question, [plan, *pieces])))
+    return pairs
+
+
+# %% [markdown]
+# ## Step 6: the filter, and tuning a target
+#
+# Of the pool an attempt is kept if it is right; its plan is valid; keeping the plan's order costs none of its coverage; no search comes twice; and there is at most one more search than sub-questions. Every arm that is tuned sees the **same number** of attempts, so that a filter changes how good they are and not how
+# many. Where fewer are kept, they come again.
+#
+# The filter has a price that the paper names itself: it prefers what was easy. The table below shows what it does to the share of long questions.
+
+
+# %%
+FILTERS = ("full", "answer", "none")
+
+
+def keeps(question: Question, attempt: Trajectory, how: str = "full") -> bool:
+    """Whether an attempt may teach a target."""
+    if how not in FILTERS:
+        raise one_of("filter", how, list(FILTERS))
+    seen, free = (read(attempt, question, Rules(order=o)) for o in (True, False))
+    if how != "full":
+        return how == "none" or seen.right == 1
+    return (
+        seen.right == 1
+        and seen.valid
+        and np.isclose(seen.covered, free.covered)
+        and len(set(attempt.queries)) == len(attempt.queries)
+        and len(attempt.queries) <= len(plan_in(attempt)) + 1
+    )
+
+
+def drawn(pool: Sequence[Pair], how: str, count: int, seed: int) -> list[Pair]:
+    """So many attempts that pass a filter, in random order; again from the start if too few."""
+    good = [pair for pair in pool if keeps(*pair, how)]
+    if not good:
+        found = f"none of {len(pool)} passes"
+        raise InputError(f"filter {how!r}", found, "at least one", "raise `pool`.")
+    order = np.random.default_rng(derive_seed(seed, "drawn")).permutation(len(good))
+    return [good[n] for n in np.resize(order, count)]
+
+
+# %%
+def exchanged(ids: Sequence[int], old: Sequence[int], new: Sequence[int]) -> list[int]:
+    """Tokens in which every run of `old` has become `new`."""
+    found, place, old = [], 0, list(old)
+    while place < len(ids):
+        if old and list(ids[place : place + len(old)]) == old:
+            found += new
+            place += len(old)
+        else:
+            found.append(ids[place])
+            place += 1
+    return found
+
+
+def unfilled(lm: LanguageModel, attempt: Trajectory) -> Trajectory:
+    """The same attempt, but its searches say `#1` in place of the first name found, and so on."""
+    names = [
+        (lm.encode(name), lm.encode(f"#{n}"))
+        for n, name in enumerate(found_in(attempt), 1)
+    ]
+    segments = []
+    for segment in attempt.segments:
+        ids = segment.ids
+        for old, new in names if segment.kind == "query" else ():
+            ids = exchanged(ids, old, new)
+        own = [0.0] * len(ids) if segment.sampled else None
+        segments.append(Segment(segment.kind, ids, own))
+    return replace(attempt, segments=segments)
+
+
+def shuffled_plan(lm: LanguageModel, attempt: Trajectory, seed: int) -> Trajectory:
+    """The same attempt with the lines of its plan in another order."""
+    lines, random = plan_in(attempt), np.random.default_rng(seed)
+    if len(set(lines)) < 2:
+        return attempt
+    order = lines
+    while order == lines:
+        order = [lines[n] for n in random.permutation(len(lines))]
+    return with_plan(lm, attempt, order)
+
+
