@@ -417,12 +417,8 @@ def test_the_filter_keeps_what_is_right_planned_and_in_order(page, lm, question)
     names = names_of(question)
     names = [*names, *names]
     many = pieces_of(page, question, plan=short)
-    more = [page.Piece("search", f"more {n}") for n in range(2)]
-    long = [
-        *many[:-2],
-        *(p for m in more for p in (page.Piece("think", "x"), m, many[3])),
-        *many[-2:],
-    ]
+    more = [(page.Piece("think", "x"), page.Piece("search", f"more {n}"), many[3]) for n in (0, 1)]
+    long = [*many[:-2], *more[0], *more[1], *many[-2:]]
     assert not page.keeps(question, page.written_by_hand(lm, question, long))
 
 
