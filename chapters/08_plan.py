@@ -164,8 +164,8 @@ class LoopSettings(AgentSettings):
     turn_tokens: int = dial(64, 64, 128, 500, source="not published; ours")
     block_tokens: int = dial(256, 256, 512, 512, source="not published; ours")
     row_tokens: int = dial(1024, 1024, 2048, 4096, source="not published; ours")
-    one_hop: int = dial(6, 60, 100, 0, source="ours; test questions, 0: all there are")
-    multi_hop: int = dial(12, 240, 200, 0, source="ours; test questions, 0: all")
+    one_hop: int = dial(6, 40, 100, 0, source="ours; test questions, 0: all there are")
+    multi_hop: int = dial(12, 180, 200, 0, source="ours; test questions, 0: all")
 
 
 # %%
@@ -192,11 +192,11 @@ class PlanSettings(LoopSettings):
         "seed",
         source="ours; smoke has no time for a seed",
     )
-    pool: int = dial(12, 640, 2048, 8192, source="ours; attempts to be filtered")
+    pool: int = dial(12, 480, 2048, 8192, source="ours; attempts to be filtered")
     kept: int = dial(4, 96, 512, 2048, source="ours; attempts a target is tuned on")
-    epochs: int = dial(1, 3, 3, 2, source="ours; 1 to 3")
+    epochs: int = dial(1, 4, 3, 2, source="ours; sweep")
     tuning_rate: float = dial(1e-3, 1e-3, 1e-5, 1e-6, source="ours; sweep")
-    tuning_rows: int = dial(2, 8, 16, 64, source="ours; attempts an update")
+    tuning_rows: int = dial(2, 4, 16, 64, source="ours; attempts an update")
     share: float = dial(
         0.3, 0.3, 0.3, 0.3, source="ours; planned in the three failures"
     )
@@ -692,13 +692,17 @@ def tune(
 
 # %%
 def pool_questions(count: int, name: str) -> tuple[list[Question], Retriever]:
-    """Questions of training for which a plan can be written, and their search engine."""
-    if settings.model == "toy" and not data:
-        home, library = open_world("blank", 200 + world_seed)
-        hops = range(2, settings.longest + 1)
-        return home.questions(count, hops, derive_seed(0, name)), library
-    task = real_task(settings, data, service, derive_seed(0, name))
-    return task.training[:count], task.library
+    """Questions of training for which a plan can be written, and their search engine.
+
+    Raises:
+        InputError: for real questions, whose steps are not known in this form.
+    """
+    if settings.model != "toy" or data:
+        what, remedy = "an invented encyclopedia", "run an arm without lessons."
+        raise InputError("plans by hand", "real questions", what, remedy)
+    home, library = open_world("blank", 200 + world_seed)
+    hops = range(2, settings.longest + 1)
+    return home.questions(count, hops, derive_seed(0, name)), library
 
 
 def to_the_end(attempt: Trajectory, question: Question) -> bool:
@@ -760,11 +764,11 @@ def seed_pool(name: str) -> tuple[list[Pair], dict[str, float]]:
         protocol = protocol_of(lm.tokenizer)
         prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
         made = rollout(lm, library, protocol, prompts, settings.attempts(), 22)
-        found = probes(lm) if settings.model == "toy" else {}
-        rows = {"attempts": [stored(attempt) for attempt in made], "probes": found}
+        rows = {"attempts": [stored(attempt) for attempt in made]}
+        rows |= {"probes": probes(lm)}
         (folder / "pool.json").write_text(json.dumps(rows), encoding="utf-8")
 
-    key = {"seed model": name, "world": world_seed, "data": data, "version": 1}
+    key = {"seed model": name, "world": world_seed, "version": 1}
     key |= {"settings": repr(replace(settings, steps=0))}
     file = cached("plan-pool", key, build) / "pool.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -804,15 +808,13 @@ def written_by_hand(
 
 def demonstrated(lm: LanguageModel) -> list[Pair]:
     """Attempts of the scripted searcher, at the same questions as those of the pool."""
-    if settings.model != "toy" or data:
-        what, remedy = "an invented encyclopedia", "leave out the arm."
-        raise InputError("arm", "a demonstrator with real questions", what, remedy)
-    home, library = open_world("blank", 200 + world_seed)
+    asked, library = pool_questions(settings.pool, "pool")
+    home, _ = open_world("blank", 200 + world_seed)
     skill = Habits((0.0, 0.2, 0.5, 0.3), drift=0, misread=0, believe=0, retry=1)
     search = remembered(library, settings.passages)
     demonstrator = Demonstrator(home, search, protocol_of(lm.tokenizer))
     rng, pairs = np.random.default_rng(derive_seed(0, "demonstrator")), []
-    for question in pool_questions(settings.pool, "pool")[0]:
+    for question in asked:
         pieces = demonstrator.attempt(question, rng, skill).pieces
         plan = plan_block(steps_of(question))
         pairs.append((question, written_by_hand(lm, question, [plan, *pieces])))
@@ -885,7 +887,9 @@ def unfilled(lm: LanguageModel, attempt: Trajectory) -> Trajectory:
             ids = exchanged(ids, old, new)
         own = [0.0] * len(ids) if segment.sampled else None
         segments.append(Segment(segment.kind, ids, own))
-    return replace(attempt, segments=segments)
+    queries = [lm.decode(s.ids).strip() for s in segments if s.kind == "query"]
+    text = lm.decode([token for s in segments[1:] for token in s.ids])
+    return replace(attempt, segments=segments, queries=queries, text=text)
 
 
 def shuffled_plan(lm: LanguageModel, attempt: Trajectory, seed: int) -> Trajectory:
@@ -1025,8 +1029,7 @@ def lessons_of(lm: LanguageModel, recipe: Recipe) -> list[Lesson]:
     if settings.pool_of == "demonstrator" or recipe.lessons == "demonstrator":
         pool = demonstrated(lm)
     else:
-        name = f"toy-{1 - init_seed}" if settings.model == "toy" else settings.model
-        pool, _ = seed_pool(name)
+        pool, _ = seed_pool(f"toy-{1 - init_seed}")
     pairs = drawn(pool, recipe.filter, settings.kept, seed)
     lessons = []
     for number, (question, attempt) in enumerate(pairs):

@@ -547,10 +547,11 @@ def test_an_unknown_arm_is_named(page):
         page.run_arm("planner")
 
 
-def test_the_demonstrator_needs_an_invented_world(page, lm, monkeypatch):
+def test_lessons_need_an_invented_world(page, lm, monkeypatch):
     monkeypatch.setattr(page, "data", "somewhere")
-    with pytest.raises(InputError, match="demonstrator"):
-        page.demonstrated(lm)
+    for of in (page.demonstrated, page.first_lessons):
+        with pytest.raises(InputError, match="plans by hand"):
+            of(lm)
 
 
 def test_what_the_demonstrator_writes_passes_the_filter_or_is_wrong(page, lm):
