@@ -437,6 +437,35 @@ def test_every_filter_gives_the_same_number(page, lm, question):
         page.drawn([wrong], "full", 3, 0)
 
 
+def test_a_plan_alone_is_a_plan_and_the_beginning_of_a_thought(page, lm, question):
+    lines = page.steps_of(question)
+    ids, learn = page.lesson(lm, question, page.only_plan(lm, lines))
+    learnt = lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag])
+    assert learnt == f"{page.plan_block(lines)} <think>"
+    ids, learn = page.lesson(lm, question, page.with_plan(lm, page.only_plan(lm, lines), []))
+    assert lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag]) == "<think>"
+
+
+def test_twins_see_the_same_lessons_but_for_their_plans(page, lm):
+    tag = lm.encode("<plan>")[0]
+    own, cut, turned = (
+        page.lessons_of(lm, page.RECIPES[name]) for name in ("plan", "no_plan", "shuffled")
+    )
+    assert len(own) == len(cut) == len(turned) > page.settings.kept
+    assert all(tag in ids for ids, _ in own + turned)
+    assert not any(tag in ids for ids, _ in cut)
+    for (with_it, flags), (without, others) in zip(own, cut, strict=True):
+        assert sum(flags) > sum(others) > 0
+        assert [i for i, f in zip(without, others, strict=True) if not f] == [
+            i for i, f in zip(with_it, flags, strict=True) if not f
+        ]
+    assert all(sorted(a[0]) == sorted(b[0]) for a, b in zip(own, turned, strict=True))
+    assert any(a[0] != b[0] for a, b in zip(own, turned, strict=True))
+    mixed = page.lessons_of(lm, page.RECIPES["ready"])
+    planned = sum(tag in ids for ids, _ in mixed)
+    assert planned / len(mixed) == pytest.approx(page.settings.share, abs=0.02)
+
+
 # -- teaching and the three conditions -------------------------------------------------------------
 
 
