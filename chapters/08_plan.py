@@ -165,7 +165,7 @@ class LoopSettings(AgentSettings):
     block_tokens: int = dial(256, 256, 512, 512, source="not published; ours")
     row_tokens: int = dial(1024, 1024, 2048, 4096, source="not published; ours")
     one_hop: int = dial(6, 40, 100, 0, source="ours; test questions, 0: all there are")
-    multi_hop: int = dial(12, 180, 200, 0, source="ours; test questions, 0: all")
+    multi_hop: int = dial(6, 180, 200, 0, source="ours; test questions, 0: all")
 
 
 # %%
@@ -205,7 +205,7 @@ class PlanSettings(LoopSettings):
         10.0, 10.0, 10.0, 10.0, source="ours; learning rate times this"
     )
     injected: int = dial(2, 2, 2, 2, source="ours; distracting passages a search")
-    looked_at: int = dial(6, 48, 48, 48, source="ours; questions of the probes")
+    looked_at: int = dial(3, 48, 48, 48, source="ours; questions of the probes")
 
 
 # %%
@@ -378,6 +378,7 @@ def rest_is_formed(attempt: Trajectory) -> bool:
     return own and is_well_formed(rest)
 
 
+# %%
 def proper(lines: Sequence[str], question: Question, rules: Rules) -> bool:
     """Whether the lines of a plan, as far as they go, are as they should be."""
     back = all(
@@ -1272,7 +1273,8 @@ record.figure(fig, "training", "training with and without a plan")
 
 # %% tags=["page-only", "hide-input"]
 for run, module in MODULES.items():
-    print(f"{run:10s} {verdict_of(module.extra_advantage.log)}")
+    if run != "no_plan":  # nothing there is paid for a plan
+        print(f"{run:10s} {verdict_of(module.extra_advantage.log)}")
 
 # %% [markdown]
 # And two attempts of the planner at the question from the top of this page:
