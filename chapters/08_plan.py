@@ -709,6 +709,7 @@ def pool_questions(count: int, name: str) -> tuple[list[Question], Retriever]:
     return home.questions(count, hops, derive_seed(0, name)), library
 
 
+# %%
 def only_plan(lm: LanguageModel, lines: Sequence[str]) -> Trajectory:
     """A plan, or none, and that a thought comes next; no attempt."""
     think = lm.encode("<think>")
