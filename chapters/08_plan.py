@@ -193,7 +193,8 @@ class PlanSettings(LoopSettings):
         source="ours; smoke has no time for a seed",
     )
     pool: int = dial(12, 480, 2048, 8192, source="ours; attempts to be filtered")
-    kept: int = dial(4, 96, 512, 2048, source="ours; attempts a target is tuned on")
+    pool_temperature: float = dial(0.7, 0.7, 1.0, 1.0, source="ours; of the seed")
+    kept: int = dial(4, 128, 512, 2048, source="ours; attempts a target is tuned on")
     epochs: int = dial(1, 2, 3, 2, source="ours; sweep")
     tuning_rate: float = dial(1e-3, 1e-3, 1e-5, 1e-6, source="ours; sweep")
     tuning_rows: int = dial(2, 8, 16, 64, source="ours; attempts an update")
@@ -734,7 +735,8 @@ def first_lessons(lm: LanguageModel) -> list[Lesson]:
         protocol.prompt(lm.tokenizer, q["question"], [plan_block(steps_of(q))])
         for q in tries
     ]
-    attempts = rollout(lm, library, protocol, prompts, settings.attempts(), 21)
+    config = settings.attempts(settings.pool_temperature)
+    attempts = rollout(lm, library, protocol, prompts, config, 21)
     lessons = [
         lesson(lm, question, with_plan(lm, attempt, steps_of(question)))
         for question, attempt in zip(tries, attempts, strict=True)
@@ -745,7 +747,7 @@ def first_lessons(lm: LanguageModel) -> list[Lesson]:
 
 
 # %% [markdown]
-# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. It is made once for each encyclopedia and seed model, and kept on disk.
+# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. They are drawn at a temperature of 0.7, at which fewer break their form. The pool is made once for each encyclopedia and seed model, and kept on disk.
 
 
 # %%
@@ -773,7 +775,8 @@ def seed_pool(name: str) -> tuple[list[Pair], dict[str, float]]:
         tune(lm, first_lessons(lm), settings.first_epochs, 0)
         protocol = protocol_of(lm.tokenizer)
         prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in asked]
-        made = rollout(lm, library, protocol, prompts, settings.attempts(), 22)
+        config = settings.attempts(settings.pool_temperature)
+        made = rollout(lm, library, protocol, prompts, config, 22)
         rows = {"attempts": [stored(attempt) for attempt in made]}
         rows |= {"probes": probes(lm)}
         (folder / "pool.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -1140,6 +1143,7 @@ def columns_of(attempts: Sequence[Trajectory], task: Task) -> dict[str, np.ndarr
         "planned": np.array([float(s.planned) for s in seen]),
         "valid": np.array([float(s.valid) for s in seen]),
         "covered": np.array([s.covered for s in seen]),
+        "formed": np.array([float(rest_is_formed(a)) for a in attempts]),
         "written": np.array([float(written_tokens(a)) for a in attempts]),
     }
     if settings.model == "toy" and not data:
@@ -1300,6 +1304,7 @@ SHOWN = (
     "em_training",
     "planned_sampled",
     "the_plan_sampled",
+    "formed_sampled",
     "in_order_sampled",
     "on_course_sampled",
     "em_distracted",
