@@ -184,7 +184,7 @@ class PlanSettings(LoopSettings):
     first_attempts: int = dial(
         12, 480, 480, 480, source="ours; of the seed, with a plan"
     )
-    first_epochs: int = dial(1, 3, 2, 2, source="ours; tuning of the seed")
+    first_epochs: int = dial(1, 2, 2, 2, source="ours; tuning of the seed")
     pool_of: str = dial(
         "demonstrator",
         "seed",
@@ -571,6 +571,12 @@ import pandas as pd
 if settings.model == "toy":
     found = probes(start)
     display(pd.DataFrame({"before any tuning": found}).round(2))
+    for hops in (2, 3, 4):
+        asked_so = example.questions(2 * settings.looked_at // 3, (hops,), seed=3)
+        texts = [protocol.prompt(start.tokenizer, q["question"]) for q in asked_so]
+        made = rollout(start, library, protocol, texts, settings.attempts(), 5)
+        share = np.mean([in_order(*p) for p in zip(made, asked_so, strict=True)])
+        print(f"{hops} steps: {share:.2f} of {len(made)} attempts are in order")
 
 # %% [markdown]
 # The tool is there, the first plan is not. Now the reward can be watched while it works. `Watch` adds nothing to the advantages; it writes down, step by step, how many attempts plan, how many plans are valid and lead to a right answer, and the entropy of
@@ -1230,7 +1236,7 @@ def run_arm(name: str) -> None:
 
 
 # %% tags=["train"]
-MAIN = ["cold", "no_plan", "plan"]
+MAIN = ["no_plan", "plan"]
 results = MAIN if arms == "main" else arms.split(",")
 for name in results:
     with record.phase(f"arm {name}"):
@@ -1241,7 +1247,7 @@ for name in results:
 
 # %% tags=["page-only", "train"]
 if settings.model == "toy" and "plan" in MODULES:
-    few = replace(settings, steps=min(settings.steps, 4))
+    few = replace(settings, steps=min(settings.steps, 3))
     short = open_task()
     short = replace(short, training=short.training[: few.steps * few.questions_a_step])
     with record.phase("arm that never explores"):
@@ -1374,8 +1380,13 @@ others = [name for name in RECIPES if name not in ("cold", "no_plan")]
 names = ["em_greedy", "em_sampled", "em_training", "em_by_distraction"]
 pages.paired_table("08_plan", others, "no_plan", names)
 
+# %% [markdown]
+# And by the number of steps, right answers at temperature 1, then attempts in order:
+
 # %% tags=["page-only", "hide-input"]
-pages.bucket_table("08_plan", ["cold", "told", "grpo", "no_plan", "plan"], "em_sampled")
+compared = ["cold", "told", "grpo", "no_plan", "plan"]
+display(pages.bucket_table("08_plan", compared, "em_sampled"))
+pages.bucket_table("08_plan", compared, "in_order_sampled")
 
 # %% [markdown]
 # ### What we take from it
