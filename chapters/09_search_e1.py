@@ -1,0 +1,1078 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Search-E1: shown how a sibling did it
+#
+# Eight attempts at a question: one found the answer with two searches, another needed four, six went astray. The search agent of [chapter 7](07_search_agent.py) learns from the eight that some were right and others wrong; *where* the
+# others went astray it has to find out by itself. Search-E1 {cite:p}`searche1` makes more of the same attempts. After a round of GRPO the policy is shown a sibling that was right with few searches, and is asked what it would have
+# written in the place of one that failed. That opinion, of the same policy with a better prompt, is the teacher; the policy without the prompt is the student. Nothing else is added: no larger model, no judge, no reward for a step. This chapter builds that round, asks first whether
+# the teacher knows better, and on what tokens, and then whether such rounds are worth the attempts that they take from GRPO.
+
+# %% tags=["page-only", "hide-input"]
+from IPython.display import HTML, Markdown, display
+
+from minisearch.agents.viewer import group_html, tokens_html
+from minisearch.showing import card_box
+
+Markdown(card_box("09_search_e1"))
+
+# %% tags=["hide-input"]
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# %% tags=["hide-input"]
+from minisearch.agents.grpo import Step
+from minisearch.agents.protocol import protocol_of, reference_block
+from minisearch.agents.queries import record_test
+from minisearch.agents.rewards import exact_match_reward, normalise_answer
+from minisearch.agents.rollout import RolloutConfig, rollout
+from minisearch.agents.scoring import log_prob_of, logits_before
+from minisearch.agents.study import (
+    ONE_HOP,
+    AgentSettings,
+    Task,
+    answers,
+    groups_of,
+    invented_task,
+    judged,
+    open_world,
+    real_task,
+    record_training,
+    train,
+)
+from minisearch.agents.trajectory import Trajectory, collate
+from minisearch.data.qa import Question
+from minisearch.errors import InputError
+from minisearch.lit import Batches, History, Module, Optimisation, fit
+from minisearch.models.lm import LanguageModel, load_lm
+from minisearch.profiles import derive_seed, dial, quiet, use_threads
+from minisearch.recorder import Recorder
+from minisearch.retriever import Retriever
+
+# %% [markdown]
+# ## One question, two attempts
+#
+# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below are two of eight first attempts at one question. Both come from the same policy and the same prompt. Step 1 says how
+# they were picked.
+
+# %% tags=["page-only", "hide-input"]
+start = load_lm("toy-0")
+example, example_library = open_world("blank", 100)
+shown_questions = example.questions(12, hops=(2, 3), seed=1)
+protocol = protocol_of(start.tokenizer)
+shown = rollout(
+    start, example_library, protocol,
+    [protocol.prompt(start.tokenizer, q["question"]) for q in shown_questions for _ in range(8)],
+    RolloutConfig(), seed=5,
+)  # fmt: skip
+shown_rewards = [
+    exact_match_reward(a, shown_questions[n // 8]) for n, a in enumerate(shown)
+]
+mixed = [
+    n for n in range(0, len(shown), 8)
+    if 0 < sum(shown_rewards[n : n + 8]) < 8
+    and max(len(a.queries) for a in shown[n : n + 8]) > 2
+]  # fmt: skip
+first = mixed[0]  # of a group that has right and wrong attempts
+few = min(
+    (n for n in range(first, first + 8) if shown_rewards[n]),
+    key=lambda n: len(shown[n].queries),
+)
+lost = max(
+    (n for n in range(first, first + 8) if not shown_rewards[n]),
+    key=lambda n: len(shown[n].queries),
+)
+HTML(
+    group_html(
+        start,
+        shown_questions[first // 8],
+        [shown[few], shown[lost]],
+        [shown_rewards[few], shown_rewards[lost]],
+        example.corpus,
+        opened=2,
+    )
+)
+
+# %% [markdown]
+# Where did the second one leave the way? To GRPO all its tokens are equally bad. Somebody who has read the first attempt can say more: at each token of the second one, what to write instead.
+#
+# ## What the paper claims
+#
+# All of it is about Qwen2.5 models that were trained on NQ and HotpotQA and answer questions of seven sets with a search engine over
+# Wikipedia.
+#
+# | exact match, 3B | Search-E1 |
+# |---|---|
+# | mean of seven sets | **.440** |
+# | 2WikiMultihopQA, over AutoRefine | +.043 |
+# | MuSiQue, over AutoRefine | +.036 |
+# | Bamboogle (125 questions), over AutoRefine | +.120 |
+#
+# The claim behind the table: plain GRPO, and between its rounds an offline round in which the policy learns from its own more efficient attempts, is better than methods that add process rewards, critics or larger teachers. The
+# signal is said to be dense, one value a token.
+#
+# :::{admonition} What we could and could not read
+# :class: note
+# Title, abstracts of two versions and the first line of the introduction were available to us, one short reading note that somebody made from the full text, and a summary
+# written by a machine. From those come the rounds, the pairs, the two prompts, the forward divergence with truncated terms, the adapter and the table. The first version calls the round OFSD, offline self-distillation; the second one OPSD, which is also the
+# name of an older method {cite:p}`opsd` that this one resembles. We say OFSD. **Not known to us**: the number of rounds and their length, which wrong attempt is picked, the form and size of the cap, the wording of the teacher's prompt,
+# rank and rate of the adapter, and any ablation. Those are ours. Which row of AutoRefine the margins are over is not known either. No verdict compares a toy number with the paper's.
+# :::
+#
+# ## Symbols
+#
+# | symbol | meaning | in the code |
+# |---|---|---|
+# | $\theta$ | the policy at the end of a GRPO round, frozen | `lm.model`, adapters off |
+# | $\phi$ | the adapter of a round | `LowRank.down`, `LowRank.up` |
+# | $x$ | instruction and question | `told(lm, question)` |
+# | $y^+$ | reference: a right attempt with few searches | `pair.reference` |
+# | $y^-$ | the attempt that is gone over | `pair.student` |
+# | $M$ | tokens of $y^-$ that the policy wrote | `batch.policy` |
+# | $p_T(v \mid p)$ | teacher: $\pi_\theta$ at token $p$ of $y^-$, having read $x, y^+$ | `teacher` |
+# | $p_S(v \mid p)$ | student: $\pi_{\theta+\phi}$ at the same token, having read $x$ | `student` |
+# | $c$ | cap of one term, nats | `settings.cap` |
+# | $r, \alpha$ | rank and scale of the adapter | `settings.rank`, `settings.alpha` |
+#
+# ## Parameters
+#
+# In the settings, the four values of a `dial` are those of the profiles smoke, toy, small and full.
+
+# %% tags=["parameters"]
+profile: str = "toy"  # smoke | toy | small | full
+seed: int = 1000  # training and sampling; the published grid uses other seeds
+world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
+init_seed: int = 0  # which of the two toy models training starts from
+arms: str = "main"  # "main", or arms of the card with commas between them
+data: str = ""  # folder of question files; empty: the profile's own questions
+service: str = ""  # address of a retrieval service; empty: an index in memory
+steps: int = 0  # attempts of the whole training, in steps of GRPO; 0: the profile's
+
+# %%
+quiet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(AgentSettings):
+    """What chapter 7 has too; in the last column the paper's values, where they are known."""
+
+    model: str = dial("toy", "toy", "smollm2", "Qwen/Qwen2.5-3B", source="3B and 7B")
+    questions_a_step: int = dial(2, 8, 16, 256, source="not published; AutoRefine's")
+    group: int = dial(4, 8, 5, 5, source="not published; AutoRefine's; ours")
+    steps: int = dial(6, 20, 100, 200, source="not published; ours")
+    minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
+    learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="AutoRefine; sweep")
+    warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="none (AutoRefine)")
+    clip_low: float = dial(0.2, 0.2, 0.2, 0.2, source="0.2 (AutoRefine)")
+    clip_high: float = dial(0.28, 0.28, 0.2, 0.2, source="0.2 (AutoRefine); DAPO")
+    kl: float = dial(0.0, 0.0, 0.001, 0.001, source="0.001 (AutoRefine); ours")
+    searches: int = dial(5, 5, 5, 5, source="5 (AutoRefine)")
+    passages: int = dial(2, 2, 3, 3, source="3; ours")
+    turn_tokens: int = dial(48, 64, 128, 500, source="not published; ours")
+    block_tokens: int = dial(256, 256, 512, 512, source="512 (AutoRefine); ours")
+    row_tokens: int = dial(1024, 1024, 2048, 4096, source="not published; ours")
+    one_hop: int = dial(6, 20, 100, 0, source="ours; test questions, 0: all there are")
+    multi_hop: int = dial(12, 300, 200, 0, source="ours; test questions, 0: all")
+
+
+# %%
+@dataclass(frozen=True, kw_only=True)
+class DistilSettings(LoopSettings):
+    """What Search-E1 adds."""
+
+    rounds: int = dial(2, 2, 2, 2, source="not published; ours")
+    pool_steps: int = dial(1, 2, 10, 20, source="ours; attempts of a pool, in steps")
+    updates: int = dial(2, 12, 50, 100, source="not published; ours; of a round")
+    pairs_a_step: int = dial(2, 4, 8, 64, source="not published; ours")
+    rank: int = dial(16, 16, 32, 64, source="64 (OPSD); ours")
+    alpha: float = dial(32.0, 32.0, 64.0, 128.0, source="128 (OPSD); ours")
+    distil_rate: float = dial(3e-3, 3e-3, 5e-4, 2e-4, source="2e-4 (OPSD); sweep")
+    cap: float = dial(1.0, 1.0, 1.0, 1.0, source="not published; ours; nats; sweep")
+    looked_at: int = dial(6, 96, 80, 80, source="ours; questions of the diagnosis")
+    watched: int = dial(6, 96, 100, 500, source="ours; asked after each round")
+
+
+# %%
+settings = DistilSettings.of(profile, **({"steps": steps} if steps else {}))
+use_threads(settings.threads)
+record = Recorder.from_environment()
+
+# %% [markdown]
+# ## Step 1: a pair of each question
+#
+# When a GRPO round has ended, the policy attempts some of the questions of that round anew, eight times each: the *pool*. Of each question one {term}`pair <sibling>` is picked {cite:p}`searche1`:
+#
+# $$y^+ = \arg\min_{o\ \text{right}} |\text{searches}(o)|, \qquad
+# y^- = \arg\max_{o \in \mathcal{B}} d(o, y^+), \qquad
+# \mathcal{B} = \begin{cases}\text{wrong attempts} & \text{if there are any}\\ \text{the other right ones} & \text{else.}\end{cases}$$ (eq-09-pair)
+#
+# The distance $d$ is not known. Ours is the difference in the number of searches, and between equal ones the edits that make one attempt's written tokens the other's. Among right attempts as many searches as the reference's are no difference that is worth
+# learning, and such a question gives no pair. Nor does one that nobody answered.
+
+
+# %%
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A question of a pool, its attempts, and which of them count as right."""
+
+    question: Question
+    attempts: list[Trajectory]
+    right: list[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An attempt to go over, and the sibling that the teacher is shown; None: nothing."""
+
+    question: Question
+    student: Trajectory
+    reference: Trajectory | None
+    was_right: bool = False  # the student's attempt was right, only longer
+
+
+def written(attempt: Trajectory) -> list[int]:
+    """Tokens that the policy wrote, without what it read."""
+    return [token for s in attempt.segments if s.sampled for token in s.ids]
+
+
+def edits(one: Sequence[int], other: Sequence[int]) -> int:
+    """Fewest insertions, deletions and replacements that turn one sequence into the other."""
+    places = np.arange(len(other) + 1)
+    row = places.copy()
+    for token in one:
+        replaced = row[:-1] + (np.array(other, dtype=int) != token)
+        best = np.concatenate([[row[0] + 1], np.minimum(row[1:] + 1, replaced)])
+        row = np.minimum.accumulate(best - places) + places  # insertions, left to right
+    return int(row[-1])
+
+
+def distance(one: Trajectory, other: Trajectory) -> tuple[int, int]:
+    """How much two attempts differ: in searches first, then in written tokens."""
+    searches = abs(len(one.queries) - len(other.queries))
+    return searches, edits(written(one), written(other))
+
+
+# %%
+def picked(
+    group: Group, which: str, random: np.random.Generator
+) -> tuple[int, int] | None:
+    """Numbers of the reference and of the student's attempt; None without such a pair.
+
+    Args:
+        which: the reference is the right attempt with "fewest" or with most searches ("longest"),
+            or a "random" one, right or wrong. The student's attempt is the same for all three.
+    """
+    length = [(len(a.queries), len(a.ids)) for a in group.attempts]
+    good = [n for n, right in enumerate(group.right) if right]
+    if not good:
+        return None
+    best = min(good, key=lambda n: length[n])
+    others = [n for n, right in enumerate(group.right) if not right]
+    others = others or [n for n in good if length[n][0] != length[best][0]]
+    if not others:
+        return None
+    own = group.attempts
+    student = max(others, key=lambda n: distance(own[n], own[best]))
+    if which == "longest":
+        best = max((n for n in good if n != student), key=lambda n: length[n])
+    elif which == "random":
+        rest = [n for n in range(len(own)) if n != student]
+        best = rest[random.integers(len(rest))]
+    return best, student
+
+
+# %% [markdown]
+# An invented question tells which attempts are right. For questions without an answer we let the attempts vote: right is what most of them say, if at least two do and no other answer is said as often. Who says nothing, or `unknown`, does not vote. That is **ours**, for one arm below.
+
+
+# %%
+SILENT = ("", "unknown")  # an attempt with such an answer has none
+
+
+def agreed(given: Sequence[str]) -> list[bool]:
+    """Which answers are the one that most attempts gave; none, if there is no such answer."""
+    plain = [normalise_answer(answer) for answer in given]
+    counts = Counter(answer for answer in plain if answer not in SILENT).most_common(2)
+    if (
+        not counts
+        or counts[0][1] < 2
+        or counts[0][1] == dict(counts[1:]).get(counts[-1][0])
+    ):
+        return [False] * len(plain)
+    return [answer == counts[0][0] for answer in plain]
+
+
+def group_of(question: Question, attempts: list[Trajectory], labelled: bool) -> Group:
+    """Attempts with their verdicts: by the right answer, or by vote."""
+    if labelled:
+        right = [exact_match_reward(a, question) == 1 for a in attempts]
+    else:
+        right = agreed([a.answer for a in attempts])
+    return Group(question, attempts, right)
+
+
+def pool_of(
+    lm: LanguageModel,
+    library: Retriever,
+    questions: Sequence[Question],
+    settings: DistilSettings,
+    seed: int,
+    labelled: bool = True,
+) -> list[Group]:
+    """Attempts of the policy as it stands."""
+    each, protocol = settings.group, protocol_of(lm.tokenizer)
+    prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in questions]
+    prompts = [prompt for prompt in prompts for _ in range(each)]
+    made = rollout(lm, library, protocol, prompts, settings.attempts(), seed)
+    return [
+        group_of(question, made[n * each : (n + 1) * each], labelled)
+        for n, question in enumerate(questions)
+    ]
+
+
+# %% tags=["page-only"]
+pool = [
+    group_of(question, shown[n * 8 : (n + 1) * 8], labelled=True)
+    for n, question in enumerate(shown_questions)
+]
+nobody = np.random.default_rng(0)
+for group in pool:
+    found = picked(group, "fewest", nobody)
+    counts = [len(a.queries) for a in group.attempts]
+    verdicts = "".join("+" if right else "-" for right in group.right)
+    shown_pair = (
+        "no pair" if found is None else f"reference {found[0]}, student {found[1]}"
+    )
+    print(f"searches {counts} right {verdicts}: {shown_pair}")
+
+# %% [markdown]
+# ## Step 2: one attempt under two prompts
+#
+# The tokens of $y^-$ stand twice: after the plain prompt, and after the same prompt with the whole of $y^+$ in it, passages and answer too. The teacher is not asked to write. It reads the student's attempt, and at every token says what it would have written next:
+#
+# $$p_S(v \mid p) = \pi_{\theta+\phi}(v \mid x,\ y^-_{<p}), \qquad p_T(v \mid p) = \pi_{\theta}(v \mid x,\ y^+,\ y^-_{<p}).$$ (eq-09-prompts)
+#
+# How the paper words the teacher's prompt is not known. Our toy models were prepared for such a prompt: every tenth attempt of their pre-training had one whole attempt of somebody else between `<reference>` and `</reference>`, right as a rule, and
+# followed its useful queries. A model from the shelf has to make of it what it can.
+
+
+# %%
+def told(
+    lm: LanguageModel, question: Question, reference: Trajectory | None = None
+) -> list[int]:
+    """The prompt's tokens, with an attempt to read or without."""
+    end = lm.tokenizer.eos_token or ""
+    blocks = [reference_block(reference.text.replace(end, ""))] if reference else []
+    protocol = protocol_of(lm.tokenizer)
+    return lm.encode(protocol.prompt(lm.tokenizer, question["question"], blocks))
+
+
+def logits_under(
+    lm: LanguageModel, attempts: Sequence[Trajectory], prompts: Sequence[list[int]]
+) -> Tensor:
+    """Logits of every token that was written, as if after these prompts.
+
+    The masks follow the segments, so that the same tokens come in the same order after any prompt.
+
+    Shape: -> (M, V).
+    """
+    pairs = zip(attempts, prompts, strict=True)
+    rows = [attempt.with_prompt(prompt) for attempt, prompt in pairs]
+    batch = collate(rows, lm.pad_id).to(lm.model.device)
+    return logits_before(lm.model, batch.ids, batch.policy)
+
+
+def fits(lm: LanguageModel, pair: Pair, tokens: int) -> bool:
+    """Whether the teacher's row has room: prompt, reference and the student's attempt."""
+    most = getattr(lm.model.config, "max_position_embeddings", None) or tokens
+    response = len(pair.student.ids) - pair.student.prompt_length
+    row = len(told(lm, pair.question, pair.reference)) + response
+    return row <= min(most, tokens)
+
+
+# %%
+def pairs_of(
+    lm: LanguageModel,
+    pool: Sequence[Group],
+    which: str,
+    tokens: int,
+    random: np.random.Generator,
+) -> list[Pair]:
+    """The pairs of a pool; those are left out whose teacher's row would be too long.
+
+    Args:
+        which: as in `picked`; or "stranger", the fewest searches of the next question that has a
+            pair; or "none", the teacher is shown nothing.
+    """
+    found = []
+    for group in pool:
+        own = which if which in ("longest", "random") else "fewest"
+        numbers = picked(group, own, random)
+        if numbers is not None:
+            reference, student = (group.attempts[n] for n in numbers)
+            was_right = group.right[numbers[1]]
+            found.append(Pair(group.question, student, reference, was_right))
+    if which == "stranger":
+        found = [
+            replace(pair, reference=found[n - 1].reference)
+            for n, pair in enumerate(found)
+            if len(found) > 1
+        ]
+    elif which == "none":
+        found = [replace(pair, reference=None) for pair in found]
+    return [pair for pair in found if fits(lm, pair, tokens)]
+
+
+# %% [markdown]
+# ## Step 3: what the student should hear
+#
+# At every token there are two distributions over the vocabulary. The student is moved towards the teacher by the forward Kullback-Leibler divergence, term by term, no term above a cap $c$ {cite:p}`searche1`:
+#
+# $$L = \frac{1}{|M|} \sum_{p \in M} \sum_v \min\Bigl(c,\; p_T(v \mid p) \log \frac{p_T(v \mid p)}{p_S(v \mid p)}\Bigr).$$ (eq-09-loss)
+#
+# Only tokens that the policy wrote count. The teacher has no gradient. That terms are truncated is known, that the cap is one on each entry of the vocabulary is our reading, and $c$ is ours.
+
+
+# %%
+def divergence(
+    teacher: Tensor, student: Tensor, cap: float = math.inf, reverse: bool = False
+) -> Tensor:
+    """KL(teacher || student) of each token, or the other way round, no term above the cap.
+
+    Shape: logits (M, V), (M, V) -> (M,), nats.
+    """
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    if reverse:
+        p, q = q, p
+    return (p.exp() * (p - q)).clamp(max=cap).sum(-1)
+
+
+# %% [markdown]
+# Two things about that cap. Terms where the student is too *sure* are negative and are not capped, so that the capped sum is no divergence any more: it can fall below 0. And a term at the cap has no gradient at all. If the teacher gives a token the probability $p$, the term is at the cap once the student gives it less than
+# $p\, e^{-c/p}$. The cap does not soften what the student hears, it silences what is furthest from what the student would do:
+
+# %% tags=["page-only", "nbval-check-output"]
+for cap in (0.05, 0.2, 1.0, 3.0):
+    least = [p * math.exp(-cap / p) for p in (0.9, 0.5, 0.2)]
+    print(f"cap {cap:4.2f}: heard above", ", ".join(f"{value:.3f}" for value in least))
+print("where the teacher gives the token .9, .5, .2")
+one, two = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log()
+free, capped = divergence(one, two).item(), divergence(one, two, cap=0.2).item()
+print(f"teacher .6 .4, student .2 .8: {free:.3f} nats, with a cap of .2: {capped:+.3f}")
+
+# %% [markdown]
+# That may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know. The student gives them nearly no probability, and with a cap it is not taught to guess them. But it does not hear of a good query either that it would never have thought of.
+#
+# Here is the divergence along the attempt at the top, token by token. Grey was read, not written.
+
+# %% tags=["page-only", "hide-input"]
+pair = Pair(shown_questions[first // 8], shown[lost], shown[few])
+prompts = [told(start, pair.question, r) for r in (None, pair.reference)]
+with torch.no_grad():
+    student, teacher = (
+        logits_under(start, [pair.student], [prompt]) for prompt in prompts
+    )
+along = divergence(teacher, student)
+row = torch.zeros(len(pair.student.ids))
+row[collate([pair.student], start.pad_id).policy[0]] = along
+display(HTML(tokens_html(start, pair.student, [round(v, 1) for v in row.tolist()])))
+record.check("a divergence is never negative", bool(along.min() > -1e-5), "by token")
+
+# %% [markdown]
+# ## Step 4: a round that leaves the policy alone
+#
+# The teacher is the policy as GRPO left it, for the whole round. So the policy is frozen, and what learns is a low-rank adapter {cite:p}`hu2022` beside each of its linear layers:
+#
+# $$W x \;\to\; W x + \frac{\alpha}{r}\, B A x, \qquad A \in \mathbb{R}^{r \times n},\; B \in \mathbb{R}^{m \times r},\; B = 0 \text{ at first.}$$ (eq-09-adapter)
+#
+# Adapter on: the student. Adapter off: the teacher. One model in memory is both. When the round is over, $\frac{\alpha}{r} BA$ is added to $W$, and answering costs what it cost before.
+
+
+# %%
+class LowRank(nn.Module):
+    """A frozen linear layer, and beside it one of low rank that can be switched off."""
+
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, random: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.base, self.scale, self.on = base, alpha / rank, True
+        down = torch.randn(rank, base.in_features, generator=random)
+        weight = base.weight
+        self.down = nn.Parameter((down / base.in_features**0.5).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(base.out_features, rank))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Shape: (..., n) -> (..., m)."""
+        plain = self.base(inputs)
+        if not self.on:
+            return plain
+        return plain + self.scale * (inputs @ self.down.T @ self.up.T)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer that does the same."""
+        self.base.weight += self.scale * self.up @ self.down
+        return self.base
+
+
+# %%
+def adapt(model: Any, rank: int, alpha: float, seed: int) -> list[LowRank]:
+    """Freeze a model and put an adapter beside each linear layer of its decoder, in place."""
+    model.requires_grad_(False)
+    random = torch.Generator().manual_seed(seed)
+    adapters = []
+    for parent in list(model.get_decoder().modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                adapters.append(LowRank(child, rank, alpha, random))
+                setattr(parent, name, adapters[-1])
+    return adapters
+
+
+def merge(model: Any) -> None:
+    """Add the adapters to the layers that they stand beside, and let all weights learn again."""
+    for parent in list(model.get_decoder().modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LowRank):
+                setattr(parent, name, child.merged())
+    model.requires_grad_(True)
+
+
+@contextmanager
+def switched_off(adapters: Sequence[LowRank]) -> Iterator[None]:
+    """The model as it was before the round."""
+    for adapter in adapters:
+        adapter.on = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.on = True
+
+
+# %% [markdown]
+# ## Step 5: the round
+#
+# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, no tokens of answers. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
+# many updates.
+
+
+# %%
+@dataclass(frozen=True)
+class Round:
+    """What a round of distillation does; the defaults are those of `search_e1`."""
+
+    reference: str = "fewest"  # "longest", "random", "stranger" or "none"
+    loss: str = "forward"  # or "reverse"; "sft": no teacher, the reference itself
+    capped: bool = True
+    answers: bool = True  # False: without the tokens of the student's answer
+    questions: str = "seen"  # in the GRPO round; "new" ones; "unlabelled": new, by vote
+    reused: bool = (
+        False  # the pool is what the GRPO round wrote: no attempts of its own
+    )
+
+
+def kinds_of(attempts: Sequence[Trajectory]) -> list[str]:
+    """The kind of each written token, in the order of the logits. Shape: -> (M,)."""
+    return [s.kind for a in attempts for s in a.segments if s.sampled for _ in s.ids]
+
+
+class Distil(Module):
+    """One round: adapters learn, the policy beside them is the teacher."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        pairs: list[Pair],
+        how: Round,
+        settings: DistilSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.lm, self.model, self.pairs, self.how = lm, lm.model, pairs, how
+        self.cap = settings.cap if how.capped else math.inf
+        self.adapters = adapt(lm.model, settings.rank, settings.alpha, seed)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The capped divergence, and beside it the whole one, over the tokens of some pairs."""
+        pairs = [self.pairs[n] for n in batch["pair"].tolist()]
+        plain = [told(self.lm, pair.question) for pair in pairs]
+        if self.how.loss == "sft":
+            return sft_loss(self.lm, pairs, plain)
+        attempts = [pair.student for pair in pairs]
+        helped = [told(self.lm, pair.question, pair.reference) for pair in pairs]
+        with torch.no_grad(), switched_off(self.adapters):
+            teacher = logits_under(self.lm, attempts, helped)
+        student = logits_under(self.lm, attempts, plain)
+        kinds = kinds_of(attempts)
+        keep = torch.tensor([self.how.answers or kind != "answer" for kind in kinds])
+        teacher, student = teacher[keep], student[keep]
+        reverse = self.how.loss == "reverse"
+        held = divergence(teacher, student, self.cap, reverse)
+        free = divergence(teacher, student.detach(), reverse=reverse)
+        return {"loss": held.mean(), "whole": free.mean()}
+
+
+# %%
+def sft_loss(
+    lm: LanguageModel, pairs: Sequence[Pair], prompts: Sequence[list[int]]
+) -> Tensor:
+    """Mean negative log-probability of what the references' writer wrote. Shape: scalar, nats."""
+    references = [pair.reference for pair in pairs if pair.reference is not None]
+    logits = logits_under(lm, references, prompts)
+    tokens = [token for attempt in references for token in written(attempt)]
+    return -log_prob_of(logits, torch.tensor(tokens, device=logits.device)).mean()
+
+
+def distil(
+    lm: LanguageModel,
+    pairs: list[Pair],
+    how: Round,
+    settings: DistilSettings,
+    seed: int,
+) -> History:
+    """One round in place, a fixed number of updates; without a pair nothing happens."""
+    if not pairs:
+        return History()
+    module = Distil(lm, pairs, how, settings, derive_seed(seed, "adapter"))
+    size = min(settings.pairs_a_step, len(pairs))
+    batches = Batches({"pair": torch.arange(len(pairs))}, size, seed)
+    epochs = math.ceil(settings.updates / len(batches))
+    schedule = Optimisation(settings.distil_rate, schedule="constant")
+    fit(module, batches, settings, schedule, epochs, max_steps=settings.updates)
+    merge(lm.model)
+    return module.history
+
+
+# %% [markdown]
+# Three things can be checked at once. With nothing to read, teacher and student are the same model with the same prompt, so that the loss is 0, to the last bit. Merging changes nothing. And what the teacher says does not change while the student learns.
+
+# %% tags=["page-only", "hide-input"]
+from copy import deepcopy
+
+copy = replace(start, model=deepcopy(start.model))
+shown_pairs = pairs_of(copy, pool, "fewest", 1024, nobody)
+few_updates = replace(settings, updates=4)
+empty = [replace(pair, reference=None) for pair in shown_pairs[:4]]
+module = Distil(copy, empty, Round(), few_updates, seed=0)
+with torch.no_grad():
+    nothing = module.loss({"pair": torch.arange(len(empty))})
+record.check(
+    "nothing to read, nothing to learn", nothing["whole"].item() == 0.0, "exactly 0"
+)
+merge(copy.model)
+distilled = distil(copy, shown_pairs, Round(), few_updates, seed=0)
+losses = distilled.column("loss")[1]
+print(
+    f"{len(shown_pairs)} pairs; loss {losses[0]:.3f} at first, {losses[-1]:.3f} later"
+)
+
+# %% [markdown]
+# A trap lies in the first of the three. A loss that is exactly 0 has a gradient that is 0 only up to rounding, and Adam divides a gradient by its own size. That the arm `no_privilege` does not drift on rounding errors is due to the small number in Adam's denominator; with another optimiser, look first.
+#
+# ## Step 6: does the teacher know better?
+#
+# Before anything is trained. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, with its right sibling in the prompt, and with a right attempt at *another* question. If the
+# second is not better than the first, there is nothing to distil. If the third is as good as the second, it is the form of the prompt that helps.
+
+
+# %%
+def from_here(
+    lm: LanguageModel,
+    library: Retriever,
+    pairs: Sequence[Pair],
+    settings: DistilSettings,
+    seed: int,
+) -> float:
+    """Exact match of the policy that goes on with the students' attempts, having read references."""
+    prompts, room = [], settings.row_tokens - settings.turn_tokens
+    for pair in pairs:
+        attempt = pair.student
+        cut = len(attempt.prefix(0)) if attempt.queries else attempt.prompt_length
+        own = attempt.ids[attempt.prompt_length : cut]
+        prompt = told(lm, pair.question, pair.reference) + own
+        prompts.append(prompt if len(prompt) < room else told(lm, pair.question) + own)
+    texts = [lm.decode(prompt) for prompt in prompts]
+    protocol = protocol_of(lm.tokenizer)
+    found = rollout(lm, library, protocol, texts, settings.attempts(), seed)
+    asked = [pair.question for pair in pairs]
+    right = [exact_match_reward(*both) for both in zip(found, asked, strict=True)]
+    return float(np.mean(right)) if right else math.nan
+
+
+# %% [markdown]
+# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop. The first token of a query is the other decision that the paper's signal should reach.
+
+
+# %%
+def places_of(attempt: Trajectory) -> list[str]:
+    """Where each written token stands. Shape: -> (tokens that were written,)."""
+    found: list[str] = []
+    for number, segment in enumerate(attempt.segments):
+        if not segment.sampled:
+            continue
+        after = attempt.segments[number + 1 : number + 2]
+        opens = segment.kind == "answer" or (after and after[0].kind == "query")
+        names = {
+            "think": ("thought", "thought"),
+            "search": ("search or answer" if opens else "tags", "tags"),
+            "query": ("query, first token", "query, later"),
+            "answer": ("search or answer", "answer"),
+        }
+        first, later = names.get(segment.kind, ("other", "other"))
+        found += [first] + [later] * (len(segment.ids) - 1)
+    return found
+
+
+@torch.no_grad()
+def along_attempts(
+    lm: LanguageModel, pairs: Sequence[Pair], cap: float = math.inf
+) -> dict[str, np.ndarray]:
+    """Divergence of each written token, by place."""
+    found: dict[str, list[float]] = {}
+    for pair in pairs:
+        prompts = [told(lm, pair.question, r) for r in (None, pair.reference)]
+        plain, helped = (logits_under(lm, [pair.student], [p]) for p in prompts)
+        values = divergence(helped, plain, cap).tolist()
+        for place, value in zip(places_of(pair.student), values, strict=True):
+            found.setdefault(place, []).append(value)
+    return {place: np.array(values) for place, values in found.items()}
+
+
+# %%
+def spare_searches(pool: Sequence[Group]) -> float:
+    """Searches that a right attempt could save: their mean less the fewest, by question."""
+    spare = []
+    for group in pool:
+        counts = [
+            len(a.queries)
+            for a, right in zip(group.attempts, group.right, strict=True)
+            if right
+        ]
+        spare += [np.mean(counts) - min(counts)] if counts else []
+    return float(np.mean(spare)) if spare else math.nan
+
+
+def look(name: str, lm: LanguageModel, task: Task) -> None:
+    """Record what the untrained policy's pairs are like, and what its teacher knows."""
+    questions = task.training[: settings.looked_at]
+    random = np.random.default_rng(derive_seed(0, "looked at"))
+    pool = pool_of(lm, task.library, questions, settings, 11)
+    pairs = pairs_of(lm, pool, "fewest", settings.row_tokens, random)
+    record.metric(f"{name}/pairs", len(pairs) / len(pool))
+    record.metric(f"{name}/spare_searches", spare_searches(pool))
+    for what, reference in {
+        "alone": "none",
+        "told": "fewest",
+        "stranger": "stranger",
+    }.items():
+        own = pairs_of(lm, pool, reference, settings.row_tokens, random)
+        record.metric(
+            f"{name}/em {what}", from_here(lm, task.library, own, settings, 12)
+        )
+    for cap, which in ((math.inf, "kl"), (settings.cap, "capped kl")):
+        for place, values in along_attempts(lm, pairs, cap).items():
+            record.metric(f"{name}/{which}/{place}", float(values.mean()))
+
+
+# %% [markdown]
+# ## Step 7: rounds, and what they cost
+#
+# A pool is made of attempts, and attempts are what training costs. So all arms make equally many: where GRPO has 20 steps of 64 attempts, two rounds with a pool of two steps each leave 16 steps for GRPO. A third round takes two more away. What the arm `reused` asks is whether a pool of its own is needed: it takes
+# the attempts that GRPO made in the round, which come free, but from a policy that was still changing.
+#
+# Whatever a new round of GRPO starts from, its optimiser starts anew. That goes for every arm with rounds, `no_privilege` among them.
+
+
+# %%
+@dataclass
+class Evolution:
+    """What rounds left behind: GRPO's history over all of them, and a row a round."""
+
+    history: History = field(default_factory=History)
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, history: History, attempts: int) -> None:
+        """Append a GRPO round that began after so many attempts."""
+        for row in history.rows:
+            row = {**row, "rollouts": row["rollouts"] + attempts}
+            self.history.rows.append({**row, "step": len(self.history.rows)})
+
+
+class Kept:
+    """Remembers the attempts that GRPO makes; adds nothing to it."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def __call__(self, step: Step) -> Tensor:
+        """Shape: -> (N, L)."""
+        self.steps.append(step)
+        return torch.zeros_like(step.advantages)
+
+    def groups(self, each: int) -> list[Group]:
+        """The attempts by question."""
+        return [
+            group_of(step.questions[n], step.attempts[n : n + each], labelled=True)
+            for step in self.steps
+            for n in range(0, len(step.attempts), each)
+        ]
+
+
+# %%
+def shares(settings: DistilSettings, how: Round) -> list[int]:
+    """Steps of GRPO in each round; what the pools take is left out.
+
+    Raises:
+        InputError: where a round has no step left.
+    """
+    taken = 0 if how.reused else settings.rounds * settings.pool_steps
+    left = settings.steps - taken
+    if left < settings.rounds:
+        found = (
+            f"{settings.steps} for {settings.rounds} rounds whose pools take {taken}"
+        )
+        expected = f"at least {taken + settings.rounds}, a step of GRPO in each round"
+        raise InputError("parameter steps", found, expected, "raise steps.")
+    return [len(part) for part in np.array_split(np.arange(left), settings.rounds)]
+
+
+def pool_questions(
+    task: Task,
+    trained_on: Sequence[Question],
+    settings: DistilSettings,
+    how: Round,
+    number: int,
+) -> list[Question]:
+    """Questions of the pool of round `number`: of its GRPO round, or such as it did not see."""
+    count = settings.pool_steps * settings.questions_a_step
+    if how.questions == "seen":
+        random = np.random.default_rng(derive_seed(seed, "pool", number))
+        order = random.permutation(len(trained_on))[:count]
+        return [trained_on[n] for n in order]
+    first = sum(shares(settings, how)) * settings.questions_a_step + number * count
+    return task.training[first : first + count]
+
+
+# %%
+def pool_after(
+    lm: LanguageModel,
+    task: Task,
+    settings: DistilSettings,
+    how: Round,
+    number: int,
+    kept: Kept,
+) -> list[Group]:
+    """The pool of round `number`, once its GRPO has ended."""
+    if how.reused:
+        return kept.groups(settings.group)
+    trained_on = [
+        step.questions[n]
+        for step in kept.steps
+        for n in range(0, len(step.questions), settings.group)
+    ]
+    questions = pool_questions(task, trained_on, settings, how, number)
+    own, labelled = derive_seed(seed, "pool", number), how.questions != "unlabelled"
+    return pool_of(lm, task.library, questions, settings, own, labelled)
+
+
+def evolve(
+    name: str, lm: LanguageModel, task: Task, settings: DistilSettings, how: Round
+) -> Evolution:
+    """Rounds of GRPO, each followed by a round of distillation, in place."""
+    run, first, asked = Evolution(), 0, settings.questions_a_step
+    for number, steps in enumerate(shares(settings, how)):
+        own = replace(settings, steps=steps)
+        part = replace(
+            task, training=task.training[first * asked : (first + steps) * asked]
+        )
+        kept, began = Kept(), derive_seed(seed, "round", number)
+        module = train(lm, part, own, began, extra_advantage=kept)
+        before = (first + number * settings.pool_steps * (not how.reused)) * asked
+        run.add(module.history, before * settings.group)
+        watch(f"{name}/round {number + 1}, GRPO", lm, task)
+        pool = pool_after(lm, task, settings, how, number, kept)
+        random = np.random.default_rng(derive_seed(began, "pairs"))
+        pairs = pairs_of(lm, pool, how.reference, settings.row_tokens, random)
+        run.rows.append(described(lm, task, pool, pairs, began))
+        history = distil(lm, pairs, how, settings, began)
+        for column in ("loss", "whole"):
+            values = history.column(column)[1]
+            if len(values):
+                run.rows[-1] |= {
+                    f"{column} first": values[0],
+                    f"{column} last": values[-1],
+                }
+        watch(f"{name}/round {number + 1}, OFSD", lm, task)
+        first += steps
+    return run
+
+
+# %%
+def described(
+    lm: LanguageModel,
+    task: Task,
+    pool: Sequence[Group],
+    pairs: Sequence[Pair],
+    seed: int,
+) -> dict[str, float]:
+    """What a pool was like, and what its teacher knew, before the round."""
+    alone = [replace(pair, reference=None) for pair in pairs]
+    return {
+        "pairs": float(len(pairs)),
+        "pool_em": float(np.mean([np.mean(group.right) for group in pool])),
+        "was_right": float(np.mean([p.was_right for p in pairs]))
+        if pairs
+        else math.nan,
+        "spare_searches": spare_searches(pool),
+        "em_told": from_here(lm, task.library, pairs, settings, seed),
+        "em_alone": from_here(lm, task.library, alone, settings, seed),
+    }
+
+
+def watch(name: str, lm: LanguageModel, task: Task) -> None:
+    """Right answers and searches on some test questions, sampled; nothing is chosen by it."""
+    several = ~np.isin(groups_of(task), ONE_HOP)
+    several |= not several.any()
+    few = np.flatnonzero(several)[: settings.watched]
+    part = replace(task, test=[task.test[n] for n in few])
+    found = judged(answers(lm, part, settings.attempts(1.0)), part)
+    record.metric(f"{name}/em", float(found["em"].mean()))
+    record.metric(f"{name}/searches", float(found["searches"].mean()))
+    if found["em"].any():
+        own = float(found["searches"][found["em"] == 1].mean())
+        record.metric(f"{name}/searches when right", own)
+
+
+# %% [markdown]
+# ## Train and watch
+#
+# | arm | what it does |
+# |---|---|
+# | `look`, `cold` | what the teacher knows, and how the model answers, before training |
+# | `grpo` | chapter 7's: as many attempts, no pool |
+# | `grpo_updates` | as many updates as `search_e1`: more attempts, where distillation goes over the same ones again |
+# | `search_e1` | the paper's, as we read it: two rounds, the pool from questions of the GRPO round |
+# | `no_privilege` | the teacher reads nothing: what is left is GRPO in two rounds, with the pools' attempts thrown away |
+# | `stranger` | it reads a right attempt at another question |
+# | `random`, `longest` | it reads any sibling; the right one with *most* searches |
+# | `sft` | no teacher: the reference is learnt as it stands |
+# | `reverse`, `uncapped`, `no_answers` | the divergence the other way round; no cap; without the tokens of answers |
+# | `one_round`, `three_rounds` | the same with fewer and more of them, at as many attempts |
+# | `new_questions`, `unlabelled` | the pool's questions are new; the same ones, and the attempts vote who was right |
+# | `reused` | ours: no pool of its own, GRPO's attempts a second time |
+# | `too_fast` | ten times the rate in the distillation: a failure that we keep |
+
+
+# %%
+ROUNDS = {
+    "search_e1": Round(),
+    "no_privilege": Round(reference="none"),
+    "stranger": Round(reference="stranger"),
+    "random": Round(reference="random"),
+    "longest": Round(reference="longest"),
+    "sft": Round(loss="sft"),
+    "reverse": Round(loss="reverse"),
+    "uncapped": Round(capped=False),
+    "no_answers": Round(answers=False),
+    "one_round": Round(),
+    "three_rounds": Round(),
+    "new_questions": Round(questions="new"),
+    "unlabelled": Round(questions="unlabelled"),
+    "reused": Round(reused=True),
+    "too_fast": Round(),
+}
+# What an arm has of its own at any profile, and what the sweep chose at toy scale; see the card.
+OWN: dict[str, dict[str, float]] = {
+    "one_round": {"rounds": 1},
+    "three_rounds": {"rounds": 3},
+}
+SWEPT: dict[str, dict[str, float]] = {}
+
+
+def settings_of(name: str) -> DistilSettings:
+    """The settings of an arm."""
+    swept = SWEPT.get(name, {}) if profile in ("smoke", "toy") else {}
+    own = replace(settings, **(OWN.get(name, {}) | swept))
+    if name == "too_fast":
+        return replace(own, distil_rate=10 * own.distil_rate)
+    if name == "grpo_updates":
+        distilled = settings.rounds * settings.updates // settings.minibatches
+        return replace(own, steps=sum(shares(settings, Round())) + distilled)
+    return own
+
+
+# %%
+RUNS: dict[str, Any] = {}  # trained on this page, by arm
+
+
+def open_task(settings: DistilSettings) -> Task:
+    """The task of all arms: blank encyclopedias, or files."""
+    if settings.model != "toy" or data:
+        return real_task(settings, data, service, seed)
+    return invented_task(settings, "blank", world_seed, seed)
+
+
+def starting_model() -> LanguageModel:
+    """The model that every arm starts from."""
+    return load_lm(f"toy-{init_seed}" if settings.model == "toy" else settings.model)
+
+
+def record_rounds(name: str, run: Evolution) -> None:
+    """Each value of the rounds' rows, its mean over them."""
+    for key in dict.fromkeys(key for row in run.rows for key in row):
+        values = [
+            row[key] for row in run.rows if not math.isnan(row.get(key, math.nan))
+        ]
+        record.metric(f"{name}/{key}", float(np.mean(values)) if values else math.nan)
+
+
+def run_arm(name: str) -> None:
+    """Train one arm and let it answer the test questions."""
+    lm, own = starting_model(), settings_of(name)
+    if name == "look":
+        many = max(own.steps, math.ceil(own.looked_at / own.questions_a_step))
+        look(name, lm, open_task(replace(own, steps=many)))
+        return
+    task = open_task(own)
+    if name in ROUNDS:
+        RUNS[name] = evolve(name, lm, task, own, ROUNDS[name])
+        record_rounds(name, RUNS[name])
+    elif name != "cold":
+        RUNS[name] = train(lm, task, own, seed)
+    if name in RUNS:
+        record_training(record, name, RUNS[name])
+    record_test(record, name, lm, task, settings)
+    for how in ("greedy", "sampled"):
+        right, made = (record.metrics[f"{name}/{m}_{how}"] for m in ("em", "searches"))
+        record.metric(
+            f"{name}/right_per_search_{how}", right / made if made else math.nan
+        )
+
+
+# %% tags=["train"]
+MAIN = ["cold", "grpo", "search_e1"]
+results = MAIN if arms == "main" else arms.split(",")
+for name in results:
+    with record.phase(f"arm {name}"):
+        run_arm(name)
