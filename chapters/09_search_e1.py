@@ -134,7 +134,7 @@ HTML(
 # :class: note
 # Title, abstracts of two versions and the first line of the introduction were available to us, one short reading note that somebody made from the full text, and a summary
 # written by a machine. From those come the rounds, the pairs, the two prompts, the forward divergence with truncated terms, the adapter and the table. The first version calls the round OFSD, offline self-distillation; the second one OPSD, which is also the
-# name of an older method {cite:p}`opsd` that this one resembles. We say OFSD. **Not known to us**: the number of rounds and their length, which wrong attempt is picked, the form and size of the cap, the wording of the teacher's prompt,
+# name of an [older method](https://arxiv.org/abs/2601.18734) that this one resembles. We say OFSD. **Not known to us**: the number of rounds and their length, which wrong attempt is picked, the form and size of the cap, the wording of the teacher's prompt,
 # rank and rate of the adapter, and any ablation. Those are ours. Which row of AutoRefine the margins are over is not known either. No verdict compares a toy number with the paper's.
 # :::
 #
@@ -311,14 +311,12 @@ SILENT = ("", "unknown")  # an attempt with such an answer has none
 def agreed(given: Sequence[str]) -> list[bool]:
     """Which answers are the one that most attempts gave; none, if there is no such answer."""
     plain = [normalise_answer(answer) for answer in given]
-    counts = Counter(answer for answer in plain if answer not in SILENT).most_common(2)
-    if (
-        not counts
-        or counts[0][1] < 2
-        or counts[0][1] == dict(counts[1:]).get(counts[-1][0])
-    ):
+    votes = Counter(answer for answer in plain if answer not in SILENT)
+    most = max(votes.values(), default=0)
+    leading = [answer for answer, count in votes.items() if count == most]
+    if most < 2 or len(leading) > 1:
         return [False] * len(plain)
-    return [answer == counts[0][0] for answer in plain]
+    return [answer == leading[0] for answer in plain]
 
 
 def group_of(question: Question, attempts: list[Trajectory], labelled: bool) -> Group:
@@ -795,6 +793,53 @@ def look(name: str, lm: LanguageModel, task: Task) -> None:
             record.metric(f"{name}/{which}/{place}", float(values.mean()))
 
 
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, mean divergence of a token by the place it stands at, whole and with the cap; pairs of the questions at the top. If the signal sat on decisions alone, the first two bars would stand out.", "name": "fig-09-places"}, "image": {"alt": "Horizontal bars, two for each place in an attempt: how far teacher and student differ there, with and without the cap. Answers and the later words of queries stand out, the choice between search and answer does not."}}
+import pandas as pd
+
+from minisearch import pages
+from minisearch.cards import load_cells
+from minisearch.plots import COLORS, figure
+
+PLACES = (
+    "search or answer", "query, first token", "query, later", "tags", "thought", "answer",
+)  # fmt: skip
+whole = along_attempts(start, shown_pairs)
+with_cap = along_attempts(start, shown_pairs, settings.cap)
+fig, ax = figure(height=2.8)
+for n, (label, values) in enumerate({"whole": whole, "capped": with_cap}.items()):
+    heights = [values[p].mean() if p in values else 0.0 for p in PLACES]
+    ax.barh(np.arange(6) + 0.4 * n, heights, 0.38, color=COLORS[n], label=label)
+ax.set_yticks(np.arange(6) + 0.2, PLACES)
+ax.invert_yaxis()
+ax.set_xlabel("nats a token")
+ax.legend()
+record.figure(fig, "places", "divergence by place")
+
+# %% [markdown]
+# Two places stand out. One is the rest of a query: it begins with the name that is asked about, which both know, and the decision is the word that follows, or that none does. The other is the *answer*: the teacher has read the right one, and says it whatever the student's attempt brought. There the student is taught a name that nothing before it explains. That
+# is the weak point of showing a teacher a whole attempt, answer included, and one reason for a cap. The arm `no_answers` leaves those tokens out.
+#
+# What the pairs of the two starting models are like, means over three training encyclopedias each:
+
+# %% tags=["page-only", "hide-input"]
+
+
+def grid_mean(name: str) -> float:
+    """The mean of a metric over the grid's cells; not a number where none has it."""
+    found = [c.metrics[name] for c in load_cells("09_search_e1") if name in c.metrics]
+    return float(np.mean(found)) if found else np.nan
+
+
+LOOKS = {
+    "questions that give a pair": "pairs",
+    "searches a right attempt could save": "spare_searches",
+    "gone on alone, exact match": "em alone",
+    "having read the right sibling": "em told",
+    "having read another question's": "em stranger",
+}
+looked = {shown_as: grid_mean(f"look/{name}") for shown_as, name in LOOKS.items()}
+pd.Series(looked, name="mean").to_frame().round(3)
+
 # %% [markdown]
 # ## Step 7: rounds, and what they cost
 #
@@ -1076,3 +1121,432 @@ results = MAIN if arms == "main" else arms.split(",")
 for name in results:
     with record.phase(f"arm {name}"):
         run_arm(name)
+
+# %% [markdown]
+# Two curves while training. *Right answers* of the attempts of GRPO, on questions that never come twice; dotted lines are rounds of distillation, and the gaps there are the pools' attempts. A healthy round does not leave a dent. *Searches* an
+# attempt show whether the short references have an effect.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without rounds of distillation (dotted lines): right answers and searches of an attempt, means of four steps. A round that did harm would show as a dent after its line.", "name": "fig-09-training"}, "image": {"alt": "Two panels against attempts, a line for each arm: right answers, which rise, and searches of an attempt. Dotted lines stand where a round of distillation was."}}
+PANELS = {"right answers": "em", "searches": "searches"}
+fig, axes = figure(width=7, height=2.8, columns=2, layout="constrained")
+for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
+    for run, module in RUNS.items():
+        x = module.history.column("rollouts")[1]
+        ax.plot(x, pages.smoothed(module.history.column(column)[1]), label=run)
+    ax.set(title=title, xlabel="attempts", ylim=(0, None))
+for run in RUNS.values():
+    x = run.history.column("rollouts")[1]
+    gaps = np.flatnonzero(np.diff(x) > 1.5 * x[0])
+    for ax in axes if isinstance(run, Evolution) else ():
+        for gap in gaps:
+            middle = (x[gap] + x[gap + 1] - x[0]) / 2
+            ax.axvline(middle, color="0.4", linewidth=1, linestyle=":")
+if RUNS:
+    axes[0].legend()
+record.figure(fig, "training", "training with and without distillation")
+
+# %% [markdown]
+# What each round had to work with. `em alone` and `em told` are those of step 6: the students' attempts gone on with, from the plain prompt and from the teacher's. After a round of GRPO the student knows more than at the start, and there is less that the teacher has over it.
+
+# %% tags=["page-only", "hide-input"]
+rows = RUNS["search_e1"].rows if "search_e1" in RUNS else []
+pd.DataFrame(rows, index=pd.Index(range(1, len(rows) + 1), name="round")).T.round(3)
+
+# %% [markdown]
+# ### A failure that we keep
+#
+# An adapter learns at a rate of its own, some times that of GRPO. With ten times our rate (`too_fast`) its row in the table of all arms shows what happens to a policy when a dozen updates on a dozen pairs are taken too seriously.
+#
+# ## Results
+#
+# First this page's own run: one pair of encyclopedias, one seed.
+
+# %% tags=["page-only", "hide-input"]
+SHOWN = (
+    "em_greedy",
+    "em_sampled",
+    "searches_greedy",
+    "right_per_search_greedy",
+    "gold_sampled",
+    "written_sampled",
+    "em_training",
+)
+pages.score_table(record.metrics, results, SHOWN)
+
+# %% [markdown]
+# `right_per_search` is right answers over searches made, all questions counted: the inverse of the searches that a right answer costs. `em_training` is a mean over GRPO's steps, of which arms with pools have fewer: it is not comparable between arms with different numbers of steps.
+#
+# ### What the grid says
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.showing import claims_markdown
+
+Markdown(claims_markdown("09_search_e1"))
+
+# %% tags=["page-only", "hide-input"]
+as_registered = not (data or service or steps)
+print(
+    pages.live_note("09_search_e1", profile, world_seed, record.metrics, as_registered)
+)
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table("09_search_e1", SHOWN)
+
+# %% [markdown]
+# These are means over different runs. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+
+# %% tags=["page-only", "hide-input"]
+PAIRED = ["em_greedy", "em_sampled", "right_per_search_greedy"]
+ran = dict.fromkeys(log.cell.arm for log in load_cells("09_search_e1"))
+trained = [arm for arm in ran if arm not in ("look", "cold", "grpo")]
+pages.paired_table("09_search_e1", trained, "grpo", PAIRED)
+
+# %% [markdown]
+# And over `search_e1`:
+
+# %% tags=["page-only", "hide-input"]
+others = [arm for arm in trained if arm != "search_e1"]
+pages.paired_table("09_search_e1", others, "search_e1", PAIRED)
+
+# %% [markdown]
+# ### Efficiency against accuracy, round by round
+#
+# The paper's picture of a round: fewer searches, no fewer right answers. Below, some test questions after every round of GRPO and after every round of distillation, sampled. Distillation that does as the paper says moves a policy to the left, and not down. Beside it the arm whose teacher reads nothing: there a round
+# of distillation changes nothing, so that its steps of this kind show the noise of the measurement, which is none, as the same attempts are drawn.
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers against searches of an attempt after each round, from the first round of GRPO on: circles after GRPO, filled squares after distillation. Means over the grid, or this page's run where the grid has none. What saves searches moves to the left.", "name": "fig-09-rounds"}, "image": {"alt": "Lines that connect circles and squares, one line an arm, right answers against searches of an attempt: each circle is the policy after a round of GRPO, each square after a round of distillation."}}
+def after_rounds(arm: str, metric: str) -> list[float]:
+    """A watched metric after each round, GRPO and OFSD in turns; empty where nothing ran."""
+    found = []
+    for number in range(1, settings_of(arm).rounds + 1):
+        for kind in ("GRPO", "OFSD"):
+            name = f"{arm}/round {number}, {kind}/{metric}"
+            mean = grid_mean(name)
+            found.append(record.metrics.get(name, np.nan) if np.isnan(mean) else mean)
+    return found if np.isfinite(found).all() else []
+
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("search_e1", "no_privilege", "sft")):
+    x, y = after_rounds(arm, "searches"), after_rounds(arm, "em")
+    if x and y:
+        ax.plot(x, y, color=COLORS[n], label=arm.replace("_", " "))
+        ax.plot(x[::2], y[::2], "o", color=COLORS[n], markerfacecolor="none")
+        ax.plot(x[1::2], y[1::2], "s", color=COLORS[n])
+ax.set(xlabel="searches of an attempt", ylabel="right answers")
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "rounds", "right answers and searches after each round")
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. Where a line has a gap, its attempts went into a pool.", "name": "fig-09-curves"}, "image": {"alt": "Curves of right answers against attempts, with bands, of GRPO, of GRPO with rounds of distillation, and of such rounds whose teacher reads nothing."}}
+from minisearch.curves import interquartile_mean_curve
+from minisearch.plots import curve_with_band
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("grpo", "search_e1", "no_privilege")):
+    spots, curves = pages.training_curves("09_search_e1", arm)
+    if curves:
+        middle = interquartile_mean_curve(curves)
+        curve_with_band(ax, spots, *middle, label=arm.replace("_", " "), index=n)
+ax.set(
+    xlabel="attempts made in training", ylabel="share of right attempts", ylim=(0, None)
+)
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "curves", "learning curves over the grid")
+
+# %% [markdown]
+# ### What we take from it
+#
+# ### Where we deviate, and what was tuned
+
+# %% tags=["page-only", "hide-input"]
+pages.deviations_table("09_search_e1")
+
+# %% tags=["page-only", "hide-input"]
+pages.tuning_table("09_search_e1")
+
+# %% [markdown]
+# ## Exercises
+#
+# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
+# solutions: `minisearch assignment build 9 --out DIR`.
+#
+# ### Exercise 1: a pair by hand
+#
+# Write `choose`: from the verdicts and the numbers of searches of one group, the numbers of the reference and of the student's attempt, by searches alone; of equal ones the first. `None` where the question gives no pair. Before you do: a group in which all attempts are right, with 2, 2 and 2 searches. And with 2, 2 and 4?
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.classroom import check, checks
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-pair", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def choose(right: list[bool], searches: list[int]) -> tuple[int, int] | None:
+    """(reference, student), or None. Shape: one entry an attempt in both."""
+    ### BEGIN SOLUTION
+    good = [n for n, verdict in enumerate(right) if verdict]
+    if not good:
+        return None
+    reference = min(good, key=lambda n: searches[n])
+    others = [n for n, verdict in enumerate(right) if not verdict]
+    others = others or [n for n in good if searches[n] != searches[reference]]
+    if not others:
+        return None
+    return reference, max(others, key=lambda n: abs(searches[n] - searches[reference]))
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-pair-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-pair")
+def properties_of_pair(pick):
+    yield "one right, one wrong", lambda: tuple(pick([False, True], [1, 2])) == (1, 0)
+    yield "nobody is right", lambda: pick([False, False], [1, 3]) is None
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "the fewest searches of right ones, not of all",
+        lambda: tuple(pick([True, False, True], [3, 1, 2])) == (2, 1),
+    )
+    yield (
+        "wrong goes before different",
+        lambda: tuple(pick([True, True, False], [1, 5, 1])) == (0, 2),
+    )
+    yield "all right and alike", lambda: pick([True] * 3, [2, 2, 2]) is None
+    yield (
+        "all right, one of them longer",
+        lambda: tuple(pick([True] * 3, [2, 2, 4])) == (0, 2),
+    )
+    yield (
+        "of wrong ones the most different",
+        lambda: tuple(pick([True, False, False], [3, 2, 0])) == (0, 2),
+    )
+    yield (
+        "fewer searches differ too",
+        lambda: tuple(pick([False, True, False], [0, 3, 5])) == (1, 0),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-pair", choose)
+
+# %% [markdown]
+# ### Exercise 2: the capped sum
+#
+# Write `capped_sum` of one token, from the two distributions. A word that the teacher gives no probability adds nothing. Before you do: can the sum be below 0? Without the cap?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-cap", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def capped_sum(teacher: Sequence[float], student: Sequence[float], cap: float) -> float:
+    """Sum of min(cap, p log(p / q)) over the vocabulary, in nats."""
+    ### BEGIN SOLUTION
+    terms = [
+        p * math.log(p / q) if p > 0 else 0.0
+        for p, q in zip(teacher, student, strict=True)
+    ]
+    return sum(min(cap, term) for term in terms)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-cap-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-cap")
+def properties_of_capped_sum(total):
+    even = [0.5, 0.5]
+    yield "alike", lambda: np.isclose(total(even, even, 0.1), 0)
+    yield (
+        "a high cap does nothing",
+        lambda: np.isclose(total(even, [0.25, 0.75], 9.0), 0.5 * math.log(4 / 3)),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "each term, not the sum",
+        lambda: np.isclose(
+            total([0.5, 0.4, 0.1], [0.1, 0.1, 0.8], 0.2), 0.4 + 0.1 * math.log(1 / 8)
+        ),
+    )
+    yield "it can be below 0", lambda: total(even, [0.1, 0.9], 0.1) < 0
+    yield (
+        "no probability, no term",
+        lambda: np.isclose(total([1.0, 0.0], even, 9.0), np.log(2)),
+    )
+    yield (
+        "weighed by the teacher, not the student",
+        lambda: np.isclose(
+            total([0.9, 0.1], even, 9.0), 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
+        ),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-cap", capped_sum)
+
+# %% [markdown]
+# ### Exercise 3: a silent bug
+#
+# A colleague compares the two rows of logits by `compared_with_a_bug`. Row number $n$ of a causal model's logits says what comes *after* token $n$. The two models are compared at equal places, the loss is finite, it falls, and it is exactly 0 when the teacher reads nothing: that test sees nothing. Which token of the attempt never teaches, and what takes its place? Write
+# `compared`: the rows of each that are about the tokens of the attempt. (What else would pass that test? A teacher whose gradient is not stopped. There the two meet halfway, and the teacher is made to forget what it read.)
+
+
+# %% tags=["page-only"]
+def compared_with_a_bug(plain: int, helped: int, length: int) -> tuple[range, range]:
+    """Rows of logits to compare: the plain prompt has `plain` tokens, the teacher's `helped`."""
+    return range(plain, plain + length), range(helped, helped + length)
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-rows", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def compared(plain: int, helped: int, length: int) -> tuple[range, range]:
+    """(student's rows, teacher's rows) that are about an attempt of `length` tokens."""
+    ### BEGIN SOLUTION
+    return range(plain - 1, plain - 1 + length), range(helped - 1, helped - 1 + length)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-rows-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-rows")
+def properties_of_rows(rows):
+    def both(*numbers):
+        return [list(own) for own in rows(*numbers)]
+
+    yield "as many of each", lambda: [len(own) for own in both(5, 9, 3)] == [3, 3]
+    yield (
+        "as far apart as the prompts",
+        lambda: both(5, 9, 3)[1][0] - both(5, 9, 3)[0][0] == 4,
+    )
+    ### BEGIN HIDDEN TESTS
+    yield "the first token is taught", lambda: both(5, 9, 3)[0] == [4, 5, 6]
+    yield "and by the right row", lambda: both(5, 9, 3)[1] == [8, 9, 10]
+    yield "equal prompts", lambda: both(7, 7, 2) == [[6, 7], [6, 7]]
+    yield "one token", lambda: both(3, 8, 1) == [[2], [7]]
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-rows", compared)
+
+# %% [markdown]
+# ### Exercise 4: predict, then break it
+#
+# Write `heard`: whether a term at the cap leaves any gradient, for a token that the teacher gives the probability $p$ and the student $q$. At equality it is at the cap. Then predict: with a cap of .05, which tokens of the attempt at the top still teach? Does the policy of `uncapped` answer more boldly than that of `search_e1`? Run
+# `minisearch run 9 -p arms search_e1,uncapped` and look at its answers, searches and `gold_sampled` in the table.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-heard", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def heard(p: float, q: float, cap: float) -> bool:
+    """Whether min(cap, p log(p / q)) changes with q."""
+    ### BEGIN SOLUTION
+    return p > 0 and p * math.log(p / q) < cap
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-heard-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-heard")
+def properties_of_heard(is_heard):
+    yield "nearly agreed", lambda: is_heard(0.9, 0.8, 0.5)
+    yield "a name that nobody can know", lambda: not is_heard(0.99, 1e-6, 1.0)
+    ### BEGIN HIDDEN TESTS
+    yield "a rare token from far away", lambda: is_heard(0.05, 1e-6, 1.0)
+    yield "the student is too sure", lambda: is_heard(0.2, 0.9, 0.1)
+    yield "just below", lambda: is_heard(0.5, 0.5 * math.exp(-1.98), 1.0)
+    yield "just above", lambda: not is_heard(0.5, 0.5 * math.exp(-2.02), 1.0)
+    yield "no opinion", lambda: not is_heard(0.0, 0.3, 1.0)
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-heard", heard)
+
+# %% [markdown]
+# ### Exercise 5: after the round
+#
+# Write `merged_weight`. Its rank is in the shapes. Then: a colleague merges and forgets to take the adapter away. What is the policy of the next round?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-merge", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def merged_weight(
+    weight: np.ndarray, down: np.ndarray, up: np.ndarray, alpha: float
+) -> np.ndarray:
+    """The weight of one layer that does what layer and adapter do.
+
+    Shape: (m, n), (r, n), (m, r) -> (m, n).
+    """
+    ### BEGIN SOLUTION
+    return weight + alpha / len(down) * up @ down
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-merge-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-merge")
+def properties_of_merge(merge_into):
+    random = np.random.default_rng(0)
+    weight, down, up, x = (
+        random.normal(size=shape) for shape in ((3, 4), (2, 4), (3, 2), (4,))
+    )
+    yield (
+        "nothing learnt",
+        lambda: np.allclose(merge_into(weight, down, 0 * up, 8), weight),
+    )
+    yield "a weight's shape", lambda: merge_into(weight, down, up, 8).shape == (3, 4)
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "what both do together",
+        lambda: np.allclose(
+            merge_into(weight, down, up, 2.0) @ x, weight @ x + up @ (down @ x)
+        ),
+    )
+    yield (
+        "scaled by alpha over the rank",
+        lambda: np.allclose(
+            merge_into(weight, down, up, 6.0) - weight, 3 * (up @ down)
+        ),
+    )
+    yield (
+        "rank one",
+        lambda: np.allclose(
+            merge_into(weight, down[:1], up[:, :1], 1.0) - weight, up[:, :1] @ down[:1]
+        ),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-merge", merged_weight)
+
+# %% [markdown]
+# ## At scale
+#
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. A round of distillation needs less: the policy is frozen and has no state of an optimiser, and a pair is read, where an attempt of GRPO has to be written.
+
+# %% tags=["page-only", "hide-input"]
+full = DistilSettings.of("full")
+parameters, layers, width, inner, key = 3.1e9, 36, 2048, 11008, 256  # Qwen2.5-3B
+sizes = [2 * (width + width), 2 * (width + key), 3 * (width + inner)]
+adapter = layers * full.rank * sum(sizes)
+attempt, length = 1500, 151_936
+print(f"adapters of rank {full.rank}: {adapter / 1e6:.0f} M parameters")
+print(
+    f"their weights, gradients and Adam's two moments: {adapter * 16 / 2**30:.1f} GiB"
+)
+pool_size = full.pool_steps * full.questions_a_step * full.group
+read = full.updates * full.pairs_a_step * 3 * attempt
+print(
+    f"a pool: {pool_size:,} attempts, {pool_size * attempt / 1e6:.0f} M tokens written"
+)
+print(f"a round: {read / 1e6:.0f} M tokens read, a third of them with gradients")
+print(f"logits of one pair, both models: {2 * 4 * 500 * length / 2**30:.1f} GiB")
+
+# %% [markdown]
+# Attempts of 1,500 tokens of which the policy wrote 500 are assumed. The last line is what to look at first: a divergence over a whole vocabulary needs all logits of all written tokens, twice, so that the pairs of a step have to be read in parts.
+#
+# ```bash
+# minisearch run 9 --profile small
+# minisearch run 9 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
+# ```
+#
+# Nobody has run `small` or `full` yet; their columns are configuration. What chapter 7 says of the prompt of `small` is true here as well, and no model from the shelf was ever shown a `<reference>`: measure step 6 before anything is trained.
+
+# %% tags=["page-only", "hide-input"]
+pd.DataFrame(DistilSettings.table()).set_index("setting")
+
+# %% [markdown]
+# ## References
+#
+# ```{bibliography}
+# :filter: docname in docnames
+# :list: bullet
+# ```
