@@ -725,6 +725,8 @@ def from_here(
     seed: int,
 ) -> float:
     """Exact match of the policy that goes on with the students' attempts, having read references."""
+    if not pairs:
+        return math.nan
     prompts, room = [], settings.row_tokens - settings.turn_tokens
     for pair in pairs:
         attempt = pair.student
@@ -737,7 +739,7 @@ def from_here(
     found = rollout(lm, library, protocol, texts, settings.attempts(), seed)
     asked = [pair.question for pair in pairs]
     right = [exact_match_reward(*both) for both in zip(found, asked, strict=True)]
-    return float(np.mean(right)) if right else math.nan
+    return float(np.mean(right))
 
 
 # %% [markdown]
