@@ -72,7 +72,7 @@ from minisearch.retriever import Retriever
 # ## One question, two attempts
 #
 # The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below are two of eight first attempts at one question. Both come from the same policy and the same prompt. Step 1 says how
-# they were picked.
+# such pairs are picked.
 
 # %% tags=["page-only", "hide-input"]
 start = load_lm("toy-0")
@@ -418,7 +418,7 @@ def pairs_of(
     """The pairs of a pool; those are left out whose teacher's row would be too long.
 
     Args:
-        which: as in `picked`; or "stranger", the fewest searches of the next question that has a
+        which: as in `picked`; or "stranger", the reference of another question that has a
             pair; or "none", the teacher is shown nothing.
     """
     found = []
@@ -675,7 +675,7 @@ def distil(
 
 
 # %% [markdown]
-# Three things can be checked at once. With nothing to read, teacher and student are the same model with the same prompt, so that the loss is 0, to the last bit. Merging changes nothing. And what the teacher says does not change while the student learns.
+# With nothing to read, teacher and student are the same model with the same prompt, so that the loss must be 0, to the last bit. That is checked below; then one short round on pairs of the questions at the top.
 
 # %% tags=["page-only", "hide-input"]
 from copy import deepcopy
@@ -698,7 +698,7 @@ print(
 )
 
 # %% [markdown]
-# A trap lies in the first of the three. A loss that is exactly 0 has a gradient that is 0 only up to rounding. But Adam divides a gradient by its own size, so that rounding errors make steps as long as any others; the student leaves the teacher, now there is a loss, and the way back overshoots. Look at the losses of a teacher that reads nothing:
+# A trap lies in that 0. A loss that is exactly 0 has a gradient that is 0 only up to rounding. But Adam divides a gradient by its own size, so that rounding errors make steps as long as any others; the student leaves the teacher, now there is a loss, and the way back overshoots. Look at the losses of a teacher that reads nothing:
 
 # %% tags=["page-only", "hide-input"]
 drifting = replace(start, model=deepcopy(start.model))
@@ -840,7 +840,7 @@ ax.legend()
 record.figure(fig, "places", "divergence by place")
 
 # %% [markdown]
-# Two places stand out. One is the rest of a query: it begins with the name that is asked about, which both know, and the decision is the word that follows, or that none does. The other is the *answer*: the teacher has read the right one, and says it whatever the student's attempt brought. There the student is taught a name that nothing before it explains. That
+# Two places stand out. One is the rest of a query: it begins with the name that is asked about, which both know, and the decision is the word that follows, or that none does (then the closing tag, among the *tags*). The other is the *answer*: the teacher has read the right one, and says it whatever the student's attempt brought. There the student is taught a name that nothing before it explains. That
 # is the weak point of showing a teacher a whole attempt, answer included, and one reason for a cap. The arm `no_answers` leaves those tokens out.
 #
 # What the pairs of the two starting models are like, means over three training encyclopedias each:
@@ -1048,7 +1048,7 @@ def watch(name: str, lm: LanguageModel, task: Task) -> None:
 # | `one_round`, `three_rounds` | the same with fewer and more of them, at as many attempts |
 # | `new_questions`, `unlabelled` | the pool's questions are new; the same ones, and the attempts vote who was right |
 # | `reused` | ours: no pool of its own, GRPO's attempts a second time |
-# | `too_fast` | ten times the rate in the distillation: a failure that we keep |
+# | `too_fast` | thirty times the rate in the distillation: a failure that we keep |
 
 
 # %%
@@ -1083,7 +1083,7 @@ def settings_of(name: str) -> DistilSettings:
     swept = SWEPT.get(name, {}) if profile in ("smoke", "toy") else {}
     own = replace(settings, **(OWN.get(name, {}) | swept))
     if name == "too_fast":
-        return replace(own, distil_rate=10 * own.distil_rate)
+        return replace(own, distil_rate=30 * own.distil_rate)
     if name == "grpo_updates":
         distilled = settings.rounds * settings.updates // settings.minibatches
         return replace(own, steps=sum(shares(settings, Round())) + distilled)
@@ -1170,7 +1170,7 @@ if RUNS:
 record.figure(fig, "training", "training with and without distillation")
 
 # %% [markdown]
-# What each round had to work with. `em alone` and `em told` are those of step 6: the students' attempts gone on with, from the plain prompt and from the teacher's. After a round of GRPO the student knows more than at the start, and there is less that the teacher has over it.
+# What each round had to work with. `em alone` and `em told` are those of step 6: the students' attempts gone on with, from the plain prompt and from the teacher's. Does the teacher still know more, after GRPO?
 
 # %% tags=["page-only", "hide-input"]
 rows = RUNS["search_e1"].rows if "search_e1" in RUNS else []
@@ -1179,7 +1179,7 @@ pd.DataFrame(rows, index=pd.Index(range(1, len(rows) + 1), name="round")).T.roun
 # %% [markdown]
 # ### A failure that we keep
 #
-# An adapter learns at a rate of its own, and ten times ours is too fast. What happens then is shown at once on the untrained policy, before and after one round on the pairs from the top. `too_fast` in the table of all arms is the same in the middle of training.
+# An adapter learns at a rate of its own, and thirty times ours is too fast. What happens then is shown at once on the untrained policy, before and after one round on the pairs from the top. `too_fast` in the table of all arms is the same in the middle of training.
 
 # %% tags=["page-only", "hide-input"]
 broken = replace(start, model=deepcopy(start.model))
