@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -559,8 +560,22 @@ def test_a_drifted_number_is_different(gathered, root: Path):
     assert outcomes(cards.recheck(card, found, rerun(root, quality=0.5 + 1e-6), rng)) == {
         "different"
     }
-    elsewhere = rerun(root, quality=0.5 + 1e-6, machine={"cpu": "another"})
-    assert outcomes(cards.recheck(card, found, elsewhere, rng)) == {"different"}  # deterministic
+    for quality, expected in ((0.5 + 1e-6, "as predicted"), (0.52, "different")):
+        elsewhere = rerun(root, quality=quality, machine={"cpu": "another"})  # deterministic
+        assert outcomes(cards.recheck(card, found, elsewhere, rng)) == {expected}
+
+
+def test_elsewhere_one_seed_a_world_is_judged_by_all_worlds(gathered):
+    _, found = gathered
+    worlds = {c: r for c, r in found.records.items() if r.cell.arm == "dense" and not r.cell.seed}
+    alone = replace(found, records=worlds)
+    first = next(iter(worlds.values()))
+    low, high = cards._predicted(alone, first.cell, "dense/recall@50", 0.99)
+    assert low <= first.metrics["dense/recall@50"] <= high
+    low, high = cards._predicted(
+        replace(found, records={first.cell.folder_name: first}), first.cell, "dense/recall@50", 0.99
+    )
+    assert low > high
 
 
 def test_a_trained_arm_elsewhere_must_fall_where_the_grid_predicts(gathered, root: Path):
