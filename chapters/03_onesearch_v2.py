@@ -727,6 +727,7 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # | `extra` | the same, and 48 clicked complex pairs: the baseline |
 # | `extra_longer` | the same for 2.5 times the steps: equal compute |
 # | `distilled` | `extra`, the teacher's cross entropy, and divergence on 48 unclicked or clicked requests |
+# | `distilled_blank` | the teacher reads the keywords alone, not the query |
 # | `distilled_clicks` | the divergence on clicked pairs instead |
 # | `distilled_alone`, `distilled_ema` | the teacher without a loss of its own; a slow copy as teacher |
 # | `hard` | the sampled identifier itself as label, no divergence |
@@ -748,6 +749,7 @@ class Plan:
     teacher: bool = False  # cross entropy on the prompt with keywords too
     guided: str = ""  # divergence on "traffic" or "clicks"
     alpha: float = 1.0
+    blank: bool = False  # the teacher reads keywords without the query
     guide: str = "self"  # or "frozen", the base; "ema", a slow copy
     reads: str = "keywords"  # the teacher; or "nothing", "wrong", "leaking", "oracle"
     hard: bool = False
@@ -768,6 +770,7 @@ CHANGES = {
     "extra": {},
     "extra_longer": {"longer": 2.5},
     "distilled": OURS,
+    "distilled_blank": OURS | {"blank": True},
     "distilled_clicks": OURS | {"guided": "clicks"},
     "distilled_alone": {"guided": "traffic"},
     "distilled_ema": OURS | {"guide": "ema"},
@@ -960,10 +963,11 @@ def distillation(
     guide, of_clicks = guide_of(training), training.plan.guided == "clicks"
     if not of_clicks:
         rows = training.rows["traffic"][batch["traffic"][0]]
+    read = without_query(rows) if training.plan.blank else rows.teacher
     with torch.no_grad():
         guide.eval()
-        path = rows.target if of_clicks else sample(guide, rows.teacher)
-        told = guide(rows.teacher, path)
+        path = rows.target if of_clicks else sample(guide, read)
+        told = guide(read, path)
         training.model.train()
     found = logits if of_clicks else training.model(rows.student, path)
     if training.plan.hard:
@@ -987,18 +991,23 @@ def adversarial(training: Training, rows: Rows, codes: Tensor, loss: Tensor) -> 
 
 
 # %%
+def without_query(rows: Rows) -> Tensor:
+    """The teacher's sources with a blank query, where they have keywords. Shape: -> (B, S)."""
+    start = 1 + settings.query_words
+    source = rows.teacher.clone()
+    source[:, 1:start] *= (rows.teacher == rows.student).all(1)[:, None]
+    return source
+
+
 def taught(model: Retriever, rows: Rows) -> Tensor:
     """Cross entropy of rows with keywords, some with a blank query. -> scalar."""
-    start = 1 + settings.query_words
     thinking = (rows.teacher != rows.student).any(1)
     if not thinking.any():
         return torch.zeros(())
-    source, target = rows.teacher[thinking], rows.target[thinking]
-    blank = torch.rand(len(source)) < settings.blind
-    source = torch.cat(
-        [source[:, :1], source[:, 1:start] * ~blank[:, None], source[:, start:]], 1
-    )
-    return likelihood(model(source, target), target - model.first)
+    rows = rows[thinking]
+    blank = torch.rand(len(rows)) < settings.blind
+    source = torch.where(blank[:, None], without_query(rows), rows.teacher)
+    return likelihood(model(source, rows.target), rows.target - model.first)
 
 
 def named(model: Retriever, rows: Rows, plan: Plan) -> Tensor:

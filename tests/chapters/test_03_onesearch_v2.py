@@ -469,6 +469,18 @@ def test_blind_rows_keep_mark_and_keywords(page, monkeypatch):
     assert (seen[0][:, 0] == page.alphabet.mark("retrieve")).all()
 
 
+def test_a_blank_query_is_blank_only_where_there_are_keywords(page):
+    rows = page.tables("keywords")["traffic"][torch.arange(6)]
+    rows = page.Rows(rows.student, rows.teacher.clone(), rows.target)
+    rows.teacher[0] = rows.student[0]  # one without a thought
+    found, start = page.without_query(rows), 1 + page.settings.query_words
+    assert torch.equal(found[0], rows.student[0])
+    assert (found[1:, 1:start] == 0).all()
+    assert torch.equal(found[:, start:], rows.teacher[:, start:])
+    assert torch.equal(found[:, 0], rows.teacher[:, 0])
+    assert (rows.teacher[1:, 1:start] != 0).any()  # a copy was changed
+
+
 def test_equal_seeds_give_equal_weights(page):
     weights = []
     for seed in (1, 1, 2):
