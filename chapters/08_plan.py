@@ -133,9 +133,7 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 profile: str = "toy"  # smoke | toy | small | full
 seed: int = 1000  # training and sampling; the published grid uses other seeds
 world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
-init_seed: int = (
-    0  # which of the two toy models is the target; the other one is the seed
-)
+init_seed: int = 0  # which toy model is the target; the other one is the seed
 arms: str = "main"  # "main", or arms of the card with commas between them
 data: str = ""  # folder of question files; empty: the profile's own questions
 service: str = ""  # address of a retrieval service; empty: an index in memory
