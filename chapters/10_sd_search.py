@@ -1067,7 +1067,7 @@ cost.round(1)
 # %% [markdown]
 # ### Too much of it
 #
-# With ten times the weight (six runs), does anything break, and what goes first? Quarters of training, means over the runs of the grid. In the first one no arm is taught yet. `too long` counts attempts that did not fit into the context with their block.
+# With ten times the weight, does anything break, and what goes first? That arm has not run yet, and has no rows below. Quarters of training, means over the runs of the grid. In the first one no arm is taught yet. `too long` counts attempts that did not fit into the context with their block.
 
 # %% tags=["page-only", "hide-input"]
 QUARTERS = [f"quarter {n}" for n in range(1, 5)]
@@ -1084,7 +1084,7 @@ for arm in ("grpo", "sd", "sd_10x"):
         means = [part.mean() for part in np.array_split(steps_of, 4)]
         warning[arm, "right answers"] = dict(zip(QUARTERS, means, strict=True))
 lost = {a: grid_mean(f"{a}/too_long") for a in ("sd", "unmasked", "documents")}
-print("too long, attempts a run:", {a: round(n, 1) for a, n in lost.items()})
+print("too long, attempts a run:", {a: round(n, 1) for a, n in lost.items() if n == n})
 pd.DataFrame(warning).T.dropna(how="all").sort_index().round(3)
 
 # %% [markdown]
@@ -1188,7 +1188,7 @@ record.figure(fig, "curves", "learning curves over the grid")
 # %% [markdown]
 # ### Dose and response
 #
-# If it is the contrast of labels that teaches, the gain should grow with the share of mixed groups. Here that share is set by choosing questions of three hops by how often first attempts fail at them.
+# If it is the contrast of labels that teaches, the gain should grow with the share of mixed groups. Here that share is set by choosing questions of three hops by how often first attempts fail at them. These arms have not run yet.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means. Empty as long as these arms have not run.", "name": "fig-10-dose"}, "image": {"alt": "Gains of single runs as dots and their means as squares, against the share of mixed groups; empty until these runs are there."}}
 fig, ax = figure(height=3.4)
