@@ -133,6 +133,7 @@ init_seed: int = 0  # which base model the arms start from
 arms: str = "main"  # "main", or arms of the card with commas between them
 data: str = ""  # folder of talks, see "At scale"; empty: the simulated videos
 title_noise: float = -1.0  # chance of each wrong word in a title; -1: the world's own
+gate: float = -1.0  # share of clicked queries below the gate; -1: the profile's
 
 # %%
 quiet()
@@ -153,15 +154,11 @@ class DataSettings(Settings):
     similarity: float = dial(
         0.3, 0.3, 0.3, 0.88, source="0.88 (re-implementation); ours"
     )
-    budget: int = dial(
-        48, 48, 128, 512, source="not published; ours; tokens of a prompt"
-    )
+    budget: int = dial(56, 56, 128, 512, source="not published; ours; tokens a prompt")
     width: int = dial(32, 96, 256, 768, source="BART-base; ours")
     encoder_steps: int = dial(10, 400, 2000, 20_000, source="not published; ours")
     encoder_rate: float = dial(5e-3, 5e-3, 2e-3, 1e-4, source="not published; ours")
-    gate: float = dial(
-        *[0.05] * 4, source="ours; share of clicked queries below the gate"
-    )
+    gate: float = dial(*[0.3] * 4, source="ours; share of clicked queries below it")
 
 
 # %%
@@ -176,6 +173,8 @@ class StageSettings(DataSettings):
     steps: int = dial(6, 1000, 10_000, 100_000, source="6 epochs (note); ours")
     rate: float = dial(2e-3, 2e-3, 5e-4, 1e-5, source="1e-5 (note); ours")
     warmup: int = dial(2, 50, 200, 1000, source="not published; ours")
+    hints: float = dial(*[0.2] * 4, source="ours; rows of stage 1 that read a hint")
+    hint_right: float = dial(*[0.5] * 4, source="ours; of these, hints that are right")
     triggers: int = dial(
         6, 24, 64, 128, source="not published; ours; a step of stage 2"
     )
@@ -208,7 +207,7 @@ class BarSettings(StageSettings):
 
 
 # %%
-settings = BarSettings.of(profile)
+settings = BarSettings.of(profile, **({"gate": gate} if gate >= 0 else {}))
 use_threads(settings.threads)
 record = Recorder.from_environment()
 
@@ -713,9 +712,12 @@ for verbose in (False, True):
 # ## Step 4: a generator, and stage 1
 #
 # The generator is a BART {cite:p}`bart` with one small layer on either side; its table of words starts from the tower's. Beam search writes eight different queries, or `reject` among them.
-# Stage 1 is plain likelihood of the clicked query, or of `reject` where a reviewer said so:
+# Stage 1 is likelihood of the clicked query, or of `reject` where a reviewer said so:
 #
 # $$L_{\text{SFT}} = -\mathbb{E} \sum_t \log p_\theta(y_t \mid y_{<t}, s_x).$$ (eq-04-sft)
+#
+# One thing is ours. The teacher of stage 3 will find the clicked query in its prompt, and a BART that has read the web knows what to do with a query in a prompt. Ours has read nothing: a model of stage 1 as it stands gained .03 of HR@8 from being told the answer, in a trial.
+# So one row in five of stage 1 reads a *hint*, a query at a random place, half of the time the clicked one, else another that was retrieved for the view. That is how it learns that such a query is evidence, and no more than that. All arms that have a stage 2 or 3, or likelihood in their place, start from this model, and none reads a hint when it serves.
 
 
 # %%
@@ -863,23 +865,53 @@ def batches_of(table: Table, size: int, draw_seed: int) -> Batches:
 
 
 # %%
+def inserted(prompt: Prompt, query: Sequence[int], place: int) -> Prompt:
+    """A prompt with a query between its entries, behind `place` of them."""
+    return [*prompt[:place], (reader.insert, *query), *prompt[place:]]
+
+
+def place_in(prompt: Prompt, how: str, random: np.random.Generator) -> int:
+    """Where a query is inserted: anywhere, or always at the end."""
+    return int(random.integers(0, len(prompt) + 1)) if how == "random" else len(prompt)
+
+
+def hinted(table: Table, row: int, random: np.random.Generator) -> Prompt:
+    """The prompt of a training row with a hint at a random place: the target, or another query."""
+    query, prompt = table.targets[row][:-1], table.prompts[row]
+    if random.random() >= settings.hint_right:
+        near = corpus.log.candidates[table.views[row]]
+        other = corpus.queries[near[random.integers(len(near))]]
+        query = target_of(other)[:-1]
+    return inserted(prompt, query, place_in(prompt, "random", random))
+
+
+# %%
 class Sft(Module):
     """Stage 1: what was clicked, or the rejection, is likely."""
 
-    def __init__(self, model: Seq2Seq, table: Table, style: Style) -> None:
+    def __init__(
+        self, model: Seq2Seq, table: Table, style: Style, hints: float = 0.0
+    ) -> None:
         super().__init__()
-        self.model, self.table, self.style = model, table, style
+        self.model, self.table, self.style, self.hints = model, table, style, hints
+        self.random = np.random.default_rng(len(table.prompts))
 
     def rows(self, batch: dict[str, Tensor], most: int) -> tuple[Tensor, Tensor]:
         """Sources and targets, clicked ones first; the last ones are refused."""
         refused = batch.get("refused", torch.zeros(0, dtype=torch.long))
         refused = refused[: settings.refusals]
         clicked = batch["row"][: most - len(refused)].tolist()
-        prompts = [self.table.prompts[row] for row in clicked]
+        prompts = [
+            hinted(self.table, row, self.random)
+            if self.random.random() < self.hints
+            else self.table.prompts[row]
+            for row in clicked
+        ]
         prompts += [self.table.refused[row] for row in refused.tolist()]
         targets = [self.table.targets[row] for row in clicked]
         targets += [(reader.reject, END)] * len(refused)
-        return sources(prompts, self.style.whole), torch.from_numpy(padded(targets))
+        whole = self.style.whole or self.hints > 0
+        return sources(prompts, whole), torch.from_numpy(padded(targets))
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Cross entropy."""
@@ -889,6 +921,7 @@ class Sft(Module):
         )
 
 
+# %%
 def train(
     module: Module, batches: Batches, steps: int, rate: float, draw_seed: int
 ) -> History:
@@ -910,13 +943,16 @@ def supervised(
     rate: float,
     draw_seed: int,
     reject: bool = True,
+    hints: float = 0.0,
 ) -> History:
     """More likelihood for a model, in place."""
     table = table_of(style, reject)
     batches = batches_of(table, settings.batch_size, draw_seed)
-    return train(Sft(model, table, style), batches, steps, rate, draw_seed)
+    module = Sft(model, table, style, hints)
+    return train(module, batches, steps, rate, draw_seed)
 
 
+# %%
 RECIPE = 1  # raised whenever kept base models must be trained anew
 
 
@@ -941,7 +977,8 @@ def base_model() -> Seq2Seq:
 
     def build(folder: Path) -> None:
         draw_seed = derive_seed(init_seed, "stage 1")
-        rows = supervised(model, Style(), settings.steps, settings.rate, draw_seed).rows
+        recipe = (settings.steps, settings.rate, draw_seed, True, settings.hints)
+        rows = supervised(model, Style(), *recipe).rows
         kept = {n: p.detach().half().contiguous() for n, p in model.named_parameters()}
         save_file(kept, folder / "weights.safetensors")
         (folder / "history.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -1191,16 +1228,6 @@ def align(model: Seq2Seq, style: Style, draw_seed: int) -> History:
 
 
 # %%
-def inserted(prompt: Prompt, query: Sequence[int], place: int) -> Prompt:
-    """A prompt with a query between its entries, behind `place` of them."""
-    return [*prompt[:place], (reader.insert, *query), *prompt[place:]]
-
-
-def place_in(prompt: Prompt, how: str, random: np.random.Generator) -> int:
-    """Where a query is inserted: anywhere, or always at the end."""
-    return int(random.integers(0, len(prompt) + 1)) if how == "random" else len(prompt)
-
-
 def divergences(
     teacher: Tensor, student: Tensor, there: Tensor, tau: float
 ) -> dict[str, Tensor]:
@@ -1326,7 +1353,7 @@ for place in range(3):
     print([["query" if e[0] == reader.insert else "entry"][0] for e in entries])
 
 # %% [markdown]
-# Is the teacher better at all? It can be only if the model has learnt, from anchors and histories, that a query in its prompt may be the one to write; nobody ever showed it an inserted one. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
+# Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
 #
 # And two ways to fool oneself are measured with it. A teacher that copies is right because it was told, which is what *hindsight* means; the question is whether its student, who is not told, gets better. And a student that learns to copy from its prompt shows in `copied`, the share of its queries
 # that stand word for word in the prompt.
@@ -1368,21 +1395,26 @@ class ClickFit(Module):
 
 
 @cache
-def model_of_clicks() -> Clicks:
-    """Trained on every query that a bar of the log showed."""
+def token_tables() -> tuple[Tensor, Tensor]:
+    """Tokens of all videos, none by its number, and of all queries. Shape: (V, S), (Q, L)."""
+    none = np.zeros(len(corpus.videos.title), bool)
+    return video_ids(none), query_ids(corpus.queries)
+
+
+@cache
+def model_of_clicks(end: int) -> Clicks:
+    """Trained on every query that a bar of the first views of the log showed."""
     log, shown = corpus.log, len(TURNS)
-    query = log.candidates[:, :shown].ravel()
-    clicked = (np.arange(shown) == log.clicked[:, None]).ravel()
-    video = np.repeat(log.video, shown)
+    query = log.candidates[:end, :shown].ravel()
+    clicked = (np.arange(shown) == log.clicked[:end, None]).ravel()
+    video = np.repeat(log.video[:end], shown)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(init_seed, "clicks"))
         model = Clicks(len(reader.alphabet))
-    none = np.zeros(len(corpus.videos.title), bool)
-    tables = video_ids(none), query_ids(corpus.queries)
     columns = {"video": video, "query": query, "clicked": clicked.astype(np.float32)}
     rows = {name: torch.from_numpy(values) for name, values in columns.items()}
     batches = Batches(rows, min(512, len(query)), derive_seed(init_seed, "clicks"))
-    module = ClickFit(model, *tables)
+    module = ClickFit(model, *token_tables())
     train(module, batches, settings.click_steps, 1e-2, init_seed)
     return model
 
@@ -1393,8 +1425,8 @@ class Rewarded(Sft):
 
     def __init__(self, model: Seq2Seq, table: Table, plan: Plan) -> None:
         super().__init__(model, table, plan.style)
-        self.judge = [model_of_clicks()]
-        self.videos = video_ids(np.zeros(len(corpus.videos.title), bool))
+        self.judge = [model_of_clicks(len(corpus.log.video))]
+        self.videos = token_tables()[0]
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Policy gradient within groups; `reward` is the proxy's mean."""
@@ -1429,7 +1461,7 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% [markdown]
-# **The cascade.** It retrieves the queries clicked most often under the video in the whole log *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked. It filters, and ranks by a logistic model of clicks with seven features, fitted on the log's later part with
+# **The cascade.** It retrieves the queries clicked most often under the video in the whole log *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked. It filters, and ranks by a logistic model of clicks with eight features, among them what a model of clicks over words says, fitted on the log's later part with
 # counts of the earlier part; where it serves, counts are those of the whole log. It does not write: a query that nobody clicked does not exist.
 
 
@@ -1437,7 +1469,7 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 def features(
     video: np.ndarray, user: np.ndarray, query: np.ndarray, counts: Past
 ) -> np.ndarray:
-    """What the cascade's ranker sees. Shape: (N,) each -> (N, 7)."""
+    """What the cascade's ranker sees. Shape: (N,) each -> (N, 8)."""
     near = (space.videos[video] * space.queries[query]).sum(1)
     texts, vectors = typed()
     means = {}
@@ -1455,7 +1487,10 @@ def features(
     every = np.array([counts.clicks[q] for q in query.tolist()])
     length = np.array([len(corpus.queries[q].split()) for q in query.tolist()])
     logs = [np.log(rate), np.log1p(clicks), np.log1p(every)]
-    return np.stack([near, liked, near**2, *logs, length], 1)
+    with torch.no_grad():
+        judge, tables = model_of_clicks(early(corpus.log)), token_tables()
+        fits = judge(tables[0][video], tables[1][query]).numpy()
+    return np.stack([near, liked, near**2, *logs, length, fits], 1)
 
 
 # %%
@@ -1700,13 +1735,13 @@ print(per_view(np.array([1.0, 0.0, 2.0]), np.array([1.0, 1.0, 2.0])).round(3))
 # %% [markdown]
 # CTR is a ratio of two things that an arm changes. Its value for one view follows from the delta method; the mean of these values is clicks over exposures, and their spread is its error.
 #
-# What bars may show is decided by *one gate*, fixed before any arm runs: the cosine of video and query in the tower's space has to reach what 95 % of clicked queries of the training log reach. The same gate and the same rules (no word twice, six words at most) hold for the cascade and for every generator. Beyond it, a generator shows nothing where it
+# What bars may show is decided by *one gate*, fixed before any arm runs: the cosine of video and query in the tower's space has to reach what all but `settings.gate` of the clicked queries of the training log reach. The same gate and the same rules (no word twice, six words at most) hold for the cascade and for every generator. Beyond it, a generator shows nothing where it
 # gives `reject` an even chance or more, and the cascade where a reviewer, or for a new video its filter, says so.
 
 
 # %%
 @cache
-def gate() -> float:
+def least_cosine() -> float:
     """The least cosine that a query needs."""
     log, query = corpus.log, corpus.clicked(corpus.log)
     rows = np.arange(early(log), len(log.video))
@@ -1729,7 +1764,7 @@ def bars_of(
             for text in own
             if text
             and len(set(text.split())) == len(text.split()) <= 6
-            and vectors[places[text]] @ space.videos[seen] >= gate()
+            and vectors[places[text]] @ space.videos[seen] >= least_cosine()
         ]
         shown.append([] if out else passed[: len(TURNS)])
     return shown
@@ -2079,9 +2114,10 @@ def proxy(lists: Sequence[Sequence[str]]) -> float:
     rows = [row for row, own in enumerate(lists) if own]
     if not rows:
         return float("nan")
-    videos = video_ids(np.zeros(len(corpus.videos.title), bool))[bars.video[rows]]
+    videos = token_tables()[0][bars.video[rows]]
     with torch.no_grad():
-        logits = model_of_clicks()(videos, query_ids([lists[row][0] for row in rows]))
+        judge = model_of_clicks(len(corpus.log.video))
+        logits = judge(videos, query_ids([lists[row][0] for row in rows]))
     return float(logits.sigmoid().mean())
 
 
