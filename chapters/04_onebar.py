@@ -1487,8 +1487,8 @@ def features(
     every = np.array([counts.clicks[q] for q in query.tolist()])
     length = np.array([len(corpus.queries[q].split()) for q in query.tolist()])
     logs = [np.log(rate), np.log1p(clicks), np.log1p(every)]
+    judge, tables = model_of_clicks(early(corpus.log)), token_tables()
     with torch.no_grad():
-        judge, tables = model_of_clicks(early(corpus.log)), token_tables()
         fits = judge(tables[0][video], tables[1][query]).numpy()
     return np.stack([near, liked, near**2, *logs, length, fits], 1)
 
@@ -2115,8 +2115,8 @@ def proxy(lists: Sequence[Sequence[str]]) -> float:
     if not rows:
         return float("nan")
     videos = token_tables()[0][bars.video[rows]]
+    judge = model_of_clicks(len(corpus.log.video))
     with torch.no_grad():
-        judge = model_of_clicks(len(corpus.log.video))
         logits = judge(videos, query_ids([lists[row][0] for row in rows]))
     return float(logits.sigmoid().mean())
 

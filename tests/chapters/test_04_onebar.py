@@ -25,7 +25,8 @@ def page(tmp_path_factory):
         names = {
             "profile": "smoke", "seed": 7, "world_seed": 0, "init_seed": 0, "data": "",
             "settings": chapter.BarSettings.of("smoke"), "HISTORIES": {}, "MODELS": {},
-            "LISTS": {}, "corpus": chapter.simulated("smoke", 0, -1.0),
+            "LISTS": {}, "record": chapter.Recorder(tmp_path_factory.mktemp("run")),
+            "corpus": chapter.simulated("smoke", 0, -1.0),
         }  # fmt: skip
         for name, value in names.items():
             patch.setattr(chapter, name, value, raising=False)
@@ -152,8 +153,8 @@ def test_an_empty_prompt_and_hashtags_alone_can_be_answered(page, model):
 
 
 def test_what_is_written_can_be_read(page):
-    tokens = page.target_of("mini tent")
-    assert page.reader.text(tokens) == "mini tent"
+    query = page.corpus.queries[0]
+    assert page.reader.text(page.target_of(query)) == page.spelled(query)
     assert page.reader.text((page.reader.reject, END)) == ""
 
 
@@ -233,7 +234,7 @@ def test_the_last_candidate_and_padding_are_no_anchors(page):
     clicked = torch.tensor([[True, True, True]])
     there = torch.tensor([[True, True, False]])
     loss = page.list_loss(now, torch.zeros(1, 3), clicked, there, 1.0, 0.0)
-    assert float(loss) == pytest.approx(np.log1p(np.exp(1.0)), abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(np.log1p(np.exp(1.0)), abs=1e-5)
     loss.backward()
     assert now.grad[0, 2] == 0
     assert torch.isfinite(now.grad).all()
@@ -484,8 +485,9 @@ def test_test_views_are_the_same_for_every_arm_and_requests_have_a_click(page):
 
 
 def test_what_is_copied_and_what_is_distinct(page):
-    entry = (page.reader.alphabet.mark("A"), *page.reader.tokens("mini tent", 7))
-    assert page.copied([["mini tent", "lamp"], []], [[entry], []]).tolist() == [0.5, 0]
+    query = page.spelled(page.corpus.queries[0])
+    entry = (page.reader.alphabet.mark("A"), *page.reader.tokens(query, 7))
+    assert page.copied([[query, "lamp post"], []], [[entry], []]).tolist() == [0.5, 0]
     assert page.distinct([["mini tent", "mini lamp"], []]).tolist() == [0.75, 0]
 
 
