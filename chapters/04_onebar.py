@@ -2274,7 +2274,12 @@ def experiment(
             "exposures a view": (shown, views), "clicks a view": (clicks, views),
             "CTR": (clicks, shown), "orders a view": (orders, views),
         }  # fmt: skip
-        found[period] = {n: ratio_metric(*r, user, treated) for n, r in ratios.items()}
+        halves = (treated[user], ~treated[user])
+        found[period] = {
+            name: ratio_metric(above, below, user, treated)
+            for name, (above, below) in ratios.items()
+            if all(below[half].sum() for half in halves)  # else no bar at all
+        }
     return found
 
 
