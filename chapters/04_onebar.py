@@ -749,7 +749,7 @@ def read(model: Seq2Seq, source: Tensor) -> tuple[Tensor, Tensor]:
 def logits_of(model: Seq2Seq, states: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     """Logits of each token of a query. Shape: target (B, L) -> (B, L, V)."""
     hidden, mask = states
-    before = F.pad(target[:, :-1], (1, 0), value=END)  # END also starts
+    before = F.pad(target[:, :-1], (1, 0), value=END)  # the end token starts it
     out = model.model(
         encoder_outputs=(hidden,), attention_mask=mask.long(), decoder_input_ids=before,
         use_cache=False,
