@@ -621,18 +621,19 @@ def anchors_now(end: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def typed() -> tuple[list[str], np.ndarray]:
-    """Every different query that users typed, and their vectors. Shape: N, (N, D)."""
+def typed() -> tuple[dict[str, int], np.ndarray]:
+    """The row of every different query that users typed, and their vectors. Shape: N, (N, D)."""
     texts = sorted({text for own in corpus.searches for text in own})
-    return texts, space.of(texts) if texts else np.zeros((0, settings.width))
+    vectors = space.of(texts) if texts else np.zeros((0, settings.width))
+    return {text: row for row, text in enumerate(texts)}, vectors
 
 
 def history_of(user: int, video: int) -> list[str]:
     """What a user typed that is nearest to the video; of this user alone, each query once."""
-    texts, vectors = typed()
-    rows = np.searchsorted(texts, sorted(set(corpus.searches[user])))
-    order = np.argsort(-(vectors[rows] @ space.videos[video]), kind="stable")
-    return [texts[row] for row in rows[order][: settings.history]]
+    (places, vectors), texts = typed(), sorted(set(corpus.searches[user]))
+    near = vectors[[places[text] for text in texts]] @ space.videos[video]
+    order = np.argsort(-near, kind="stable")[: settings.history]
+    return [texts[row] for row in order]
 
 
 # %%
@@ -1471,13 +1472,11 @@ def features(
 ) -> np.ndarray:
     """What the cascade's ranker sees. Shape: (N,) each -> (N, 8)."""
     near = (space.videos[video] * space.queries[query]).sum(1)
-    texts, vectors = typed()
+    places, vectors = typed()
     means = {}
     for person in set(user.tolist()):
-        own = np.searchsorted(texts, sorted(set(corpus.searches[person])))
-        means[person] = (
-            vectors[own].mean(0) if len(own) else np.zeros(space.queries.shape[1])
-        )
+        own = [places[text] for text in sorted(set(corpus.searches[person]))]
+        means[person] = vectors[own].mean(0) if own else np.zeros(vectors.shape[1])
     liked = np.array(
         [means[u] @ space.queries[q] for u, q in zip(user, query, strict=True)]
     )

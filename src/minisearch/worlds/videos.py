@@ -68,19 +68,19 @@ def make_videos(profile: str, world_seed: int, **changes: Any) -> VideoWorld:
     tastes = _tastes(len(people.activity), world_seed)
     searches = _searches(writer, people, tastes, world_seed)
     numbers: dict[str, int] = {}
-    parts = []
+    views: dict[str, Views] = {}
+    wants: dict[str, Wants] = {}
     for name, count in (("log", config.views), ("test", config.test_views)):
         rng = stream(world_seed, name)
         video, user = _watched(goods, people, truth, videos, config, name, count, rng)
-        wants = _wants(goods, truth, tastes, config, video, user, rng)
+        wants[name] = _wants(goods, truth, tastes, config, video, user, rng)
         texts = _retrieved(writer, truth, config, video, rng)
         rows = np.array([numbers.setdefault(text, len(numbers)) for text in texts.ravel()])
-        views = _acted(judge, texts, rows.reshape(texts.shape), wants, config, video, user, rng)
-        parts += [views, wants]
-    log, log_wants, test, test_wants = parts
+        rows = rows.reshape(texts.shape)
+        views[name] = _acted(judge, texts, rows, wants[name], config, video, user, rng)
     return VideoWorld(
-        config, world_seed, words, goods, people, videos, list(numbers), log, test, searches,
-        truth, log_wants, test_wants, judge,
+        config, world_seed, words, goods, people, videos, list(numbers), views["log"],
+        views["test"], searches, truth, wants["log"], wants["test"], judge,
     )  # fmt: skip
 
 
@@ -332,12 +332,12 @@ def _retrieved(
     item = np.where(item == NONE, stray, item)
     texts = np.empty(shape, object)
     for place in np.ndindex(shape):
-        about, wanted = item[place], 0 if length[place] < 0.2 else 1 + (length[place] > 0.8)
+        about, wanted = int(item[place]), 0 if length[place] < 0.2 else 1 + (length[place] > 0.8)
         values = [
             writer.own_value(about, rng) if right[place][n] < 0.9 else writer.any_value(about, rng)
             for n in range(wanted)
         ]
-        texts[place] = writer.query(about, dict.fromkeys(values), rng)
+        texts[place] = writer.query(about, list(dict.fromkeys(values)), rng)
     return texts
 
 
@@ -348,7 +348,7 @@ def _acted(
     """The bar shows three of the retrieved queries in turn; at most one is clicked."""
     count, shown = len(video), len(TURNS)
     fit = judge.fit(
-        texts[:, :shown].ravel(), np.repeat(wants.item, shown), np.repeat(wants.value, shown)
+        list(texts[:, :shown].ravel()), np.repeat(wants.item, shown), np.repeat(wants.value, shown)
     )
     chance = config.attention * np.array(TURNS) / (1 + np.exp(-fit["logit"].reshape(count, shown)))
     happens = rng.random((count, shown)) < chance
