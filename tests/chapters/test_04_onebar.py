@@ -191,6 +191,21 @@ def test_rollouts_end_and_hold_no_padding_before_the_end(page, model, prompts):
         assert all(page.reader.writable[t] for t in row[: place + 1])
 
 
+def test_every_token_has_the_kind_of_the_mark_before_it(page):
+    title, anchor = (page.reader.alphabet.mark(name) for name in "TA")
+    first = page.reader.alphabet.text
+    found = page.kinds_of(torch.tensor([[title, 5, 6, anchor, 5], [5, 6, anchor, 7, PAD]]))
+    one, two = title - first + 1, anchor - first + 1
+    assert found.tolist() == [[one, one, one, two, two], [0, 0, two, two, two]]
+
+
+def test_the_kind_of_a_word_is_read(page, model):
+    one, two = (torch.tensor([[page.reader.alphabet.mark(name), 5]]) for name in "TA")
+    with torch.no_grad():
+        states = [page.read(model, source)[0] for source in (one, two)]
+    assert not torch.allclose(states[0][0, 1], states[1][0, 1], atol=1e-3)
+
+
 def test_logits_see_no_later_token(page, model, prompts):
     states = page.read(model, page.sources(prompts[:1]))
     one, two = (torch.tensor([[5, second, END]]) for second in (6, 7))
