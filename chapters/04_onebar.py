@@ -975,7 +975,7 @@ def supervised(
 
 
 # %%
-RECIPE = 1  # raised whenever kept base models must be trained anew
+RECIPE = 2  # raised whenever kept base models must be trained anew
 
 
 def with_weights(model: Seq2Seq, path: Path) -> Seq2Seq:
