@@ -474,20 +474,38 @@ def test_a_ratio_as_a_mean_of_views(page):
 
 
 def test_bars_keep_to_rules_gate_and_refusals(page, monkeypatch):
-    monkeypatch.setattr(page, "least_cosine", lambda: -1.0)
+    monkeypatch.setattr(page, "passes", lambda video, texts: np.ones(len(texts), bool))
     lists = [["tent tent", "mini tent", "a b c d e f g", "lamp", "rug", "bed"]] * 2
     shown = page.bars_of(lists, np.array([0, 0]), np.array([False, True]))
     assert shown == [["mini tent", "lamp", "rug"], []]
-    monkeypatch.setattr(page, "least_cosine", lambda: 1.1)
+    monkeypatch.setattr(page, "passes", lambda video, texts: np.zeros(len(texts), bool))
     assert page.bars_of(lists, np.array([0, 0]), np.array([False, False])) == [[], []]
 
 
-def test_the_gate_lets_its_share_of_clicked_queries_through(page):
-    log, query = page.corpus.log, page.corpus.clicked(page.corpus.log)
-    rows = np.arange(page.early(log), len(log.video))
-    rows = rows[query[rows] >= 0]
-    near = (page.space.videos[log.video[rows]] * page.space.queries[query[rows]]).sum(1)
-    assert np.mean(near < page.least_cosine()) == pytest.approx(page.settings.gate, abs=0.01)
+def test_the_gate_asks_for_a_thing_of_the_video_and_nothing_wrong(page, monkeypatch):
+    world = page.corpus.world
+    video = int(np.flatnonzero(world.truth.kind == 0)[0])
+    nouns = [
+        world.words.forms[world.goods.values[thing[video], -1]][0]
+        for thing in (world.truth.item, world.truth.aside)
+    ]
+    texts = [*nouns, f"{nouns[0]} blurgh", "blurgh", ""]
+    for error, right in (
+        (0.0, [True, True, False, False, False]),
+        (1.0, [False, False] + [True] * 3),
+    ):
+        monkeypatch.setattr(page, "settings", replace(page.settings, gate=error))
+        assert page.passes(np.full(5, video), texts).tolist() == right
+
+
+def test_the_gate_is_wrong_about_its_share_of_pairs_and_always_the_same(page, monkeypatch):
+    idle = np.flatnonzero(page.corpus.world.truth.kind != 0)
+    monkeypatch.setattr(page, "settings", replace(page.settings, gate=0.2))
+    texts = [page.corpus.queries[n] for n in range(1000)]
+    video = idle[np.arange(1000) % len(idle)]
+    found = page.passes(video, texts)
+    assert 0.15 < found.mean() < 0.25
+    assert np.array_equal(found, page.passes(video, texts))
 
 
 def test_test_views_are_the_same_for_every_arm_and_requests_have_a_click(page):
@@ -521,7 +539,7 @@ def test_one_who_knows_beats_the_cascade(page):
     cascade, _ = page.cascade(page.bars.views, page.bars.rows)
     nobody = np.zeros(len(lists))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "least_cosine", lambda: -1.0)
+        patch.setattr(page, "passes", lambda video, texts: np.ones(len(texts), bool))
         best, other = (page.online(part, nobody)["clicks"].mean() for part in (lists, cascade))
     assert best > other
 
