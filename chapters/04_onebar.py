@@ -1490,8 +1490,8 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% [markdown]
-# **The cascade.** It retrieves the queries clicked most often under the video in the whole log *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked. It filters, and ranks by a logistic model of clicks with eight features, among them what a model of clicks over words says, fitted on the log's later part with
-# counts of the earlier part; where it serves, counts are those of the whole log. It does not write: a query that nobody clicked does not exist.
+# **The cascade.** It retrieves the queries clicked most often under the video in the whole log *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked. It filters, and ranks by a logistic model of clicks with eight features, among them what a model of clicks over words says, fitted on the log's last quarter with
+# counts of what came before; where it serves, counts are those of the whole log. It does not write: a query that nobody clicked does not exist.
 
 
 # %%
@@ -2370,7 +2370,7 @@ from minisearch.showing import claims_markdown
 Markdown(claims_markdown("04_onebar"))
 
 # %% tags=["page-only", "hide-input"]
-as_registered = not data and title_noise < 0
+as_registered = not data and title_noise < 0 and gate < 0
 print(pages.live_note("04_onebar", profile, world_seed, record.metrics, as_registered))
 
 # %% tags=["page-only", "hide-input"]
