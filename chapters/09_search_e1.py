@@ -1,0 +1,1586 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Search-E1: shown how a sibling did it
+#
+# Eight attempts at a question: one found the answer with two searches, another needed four, six went astray. The search agent of [chapter 7](07_search_agent.py) learns from the eight that some were right and others wrong; *where* the
+# others went astray it has to find out by itself. Search-E1 {cite:p}`searche1` makes more of the same attempts. After a round of GRPO the policy is shown a sibling that was right with few searches, and is asked what it would have
+# written in the place of one that failed. That opinion, of the same policy with a better prompt, is the teacher; the policy without the prompt is the student. Nothing else is added: no larger model, no judge, no reward for a step. This chapter builds that round, asks first whether
+# the teacher knows better, and on what tokens, and then whether such rounds are worth the attempts that they take from GRPO.
+
+# %% tags=["page-only", "hide-input"]
+from IPython.display import HTML, Markdown, display
+
+from minisearch.agents.viewer import group_html, tokens_html
+from minisearch.showing import card_box
+
+Markdown(card_box("09_search_e1"))
+
+# %% tags=["hide-input"]
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# %% tags=["hide-input"]
+from minisearch.agents.grpo import Step
+from minisearch.agents.protocol import protocol_of, reference_block
+from minisearch.agents.queries import record_test
+from minisearch.agents.rewards import exact_match_reward, normalise_answer
+from minisearch.agents.rollout import RolloutConfig, rollout
+from minisearch.agents.scoring import log_prob_of, logits_before
+from minisearch.agents.study import (
+    ONE_HOP,
+    AgentSettings,
+    Task,
+    answers,
+    groups_of,
+    invented_task,
+    judged,
+    open_world,
+    real_task,
+    record_training,
+    train,
+)
+from minisearch.agents.trajectory import Trajectory, collate
+from minisearch.data.qa import Question
+from minisearch.errors import InputError
+from minisearch.lit import Batches, History, Module, Optimisation, fit
+from minisearch.models.lm import LanguageModel, load_lm
+from minisearch.profiles import derive_seed, dial, quiet, use_threads
+from minisearch.recorder import Recorder
+from minisearch.retriever import Retriever
+
+# %% [markdown]
+# ## One question, two attempts
+#
+# The world is the small invented encyclopedia of chapter 7, the model the one that its training starts from. Below are two of eight first attempts at one question. Both come from the same policy and the same prompt. Step 1 says how
+# such pairs are picked.
+
+# %% tags=["page-only", "hide-input"]
+start = load_lm("toy-0")
+example, example_library = open_world("blank", 100)
+shown_questions = example.questions(12, hops=(2, 3), seed=1)
+protocol = protocol_of(start.tokenizer)
+shown = rollout(
+    start, example_library, protocol,
+    [protocol.prompt(start.tokenizer, q["question"]) for q in shown_questions for _ in range(8)],
+    RolloutConfig(), seed=5,
+)  # fmt: skip
+shown_rewards = [
+    exact_match_reward(a, shown_questions[n // 8]) for n, a in enumerate(shown)
+]
+mixed = [
+    n for n in range(0, len(shown), 8)
+    if 0 < sum(shown_rewards[n : n + 8]) < 8
+    and max(len(a.queries) for a in shown[n : n + 8]) > 2
+]  # fmt: skip
+first = mixed[0]  # of a group that has right and wrong attempts
+few = min(
+    (n for n in range(first, first + 8) if shown_rewards[n]),
+    key=lambda n: len(shown[n].queries),
+)
+lost = max(
+    (n for n in range(first, first + 8) if not shown_rewards[n]),
+    key=lambda n: len(shown[n].queries),
+)
+HTML(
+    group_html(
+        start,
+        shown_questions[first // 8],
+        [shown[few], shown[lost]],
+        [shown_rewards[few], shown_rewards[lost]],
+        example.corpus,
+        opened=2,
+    )
+)
+
+# %% [markdown]
+# Where did the second one leave the way? To GRPO all its tokens are equally bad. Somebody who has read the first attempt can say more: at each token of the second one, what to write instead.
+#
+# ## What the paper claims
+#
+# All of it is about Qwen2.5 models that were trained on NQ and HotpotQA and answer questions of seven sets with a search engine over
+# Wikipedia.
+#
+# | exact match, 3B | Search-E1 |
+# |---|---|
+# | mean of seven sets | **.440** |
+# | 2WikiMultihopQA, over AutoRefine | +.043 |
+# | MuSiQue, over AutoRefine | +.036 |
+# | Bamboogle (125 questions), over AutoRefine | +.120 |
+#
+# The claim behind the table: plain GRPO, and between its rounds an offline round in which the policy learns from its own more efficient attempts, is better than methods that add process rewards, critics or larger teachers. The
+# signal is said to be dense, one value a token.
+#
+# :::{admonition} What we could and could not read
+# :class: note
+# Title, abstracts of two versions and the first line of the introduction were available to us, one short reading note that somebody made from the full text, and a summary
+# written by a machine. From those come the rounds, the pairs, the two prompts, the forward divergence with truncated terms, the adapter and the table. The first version calls the round OFSD, offline self-distillation; the second one OPSD, which is also the
+# name of an [older method](https://arxiv.org/abs/2601.18734) that this one resembles. We say OFSD. **Not known to us**: the number of rounds and their length, which wrong attempt is picked, the form and size of the cap, the wording of the teacher's prompt,
+# rank and rate of the adapter, and any ablation. Those are ours. Which row of AutoRefine the margins are over is not known either. No verdict compares a toy number with the paper's.
+# :::
+#
+# ## Symbols
+#
+# | symbol | meaning | in the code |
+# |---|---|---|
+# | $\theta$ | the policy at the end of a GRPO round, frozen | `lm.model`, adapters off |
+# | $\phi$ | the adapter of a round | `LowRank.down`, `LowRank.up` |
+# | $x$ | instruction and question | `told(lm, question)` |
+# | $y^+$ | reference: a right attempt with few searches | `pair.reference` |
+# | $y^-$ | the attempt that is gone over | `pair.student` |
+# | $M$ | tokens of $y^-$ that the policy wrote | `batch.policy` |
+# | $p_T(v \mid p)$ | teacher: $\pi_\theta$ at token $p$ of $y^-$, having read $x, y^+$ | `teacher` |
+# | $p_S(v \mid p)$ | student: $\pi_{\theta+\phi}$ at the same token, having read $x$ | `student` |
+# | $c$ | cap of one term, nats | `settings.cap` |
+# | $r, \alpha$ | rank and scale of the adapter | `settings.rank`, `settings.alpha` |
+#
+# ## Parameters
+#
+# In the settings, the four values of a `dial` are those of the profiles smoke, toy, small and full.
+
+# %% tags=["parameters"]
+profile: str = "toy"  # smoke | toy | small | full
+seed: int = 1000  # training and sampling; the published grid uses other seeds
+world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
+init_seed: int = 0  # which of the two toy models training starts from
+arms: str = "main"  # "main", or arms of the card with commas between them
+data: str = ""  # folder of question files; empty: the profile's own questions
+service: str = ""  # address of a retrieval service; empty: an index in memory
+steps: int = 0  # attempts of the whole training, in steps of GRPO; 0: the profile's
+
+# %%
+quiet()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(AgentSettings):
+    """What chapter 7 has too; in the last column the paper's values, where they are known."""
+
+    model: str = dial("toy", "toy", "smollm2", "Qwen/Qwen2.5-3B", source="3B and 7B")
+    questions_a_step: int = dial(2, 8, 16, 256, source="not published; AutoRefine's")
+    group: int = dial(4, 8, 5, 5, source="not published; AutoRefine's; ours")
+    steps: int = dial(6, 20, 100, 200, source="not published; ours")
+    minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
+    learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="AutoRefine; sweep")
+    warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="none (AutoRefine)")
+    clip_low: float = dial(0.2, 0.2, 0.2, 0.2, source="0.2 (AutoRefine)")
+    clip_high: float = dial(0.28, 0.28, 0.2, 0.2, source="0.2 (AutoRefine); DAPO")
+    kl: float = dial(0.0, 0.0, 0.001, 0.001, source="0.001 (AutoRefine); ours")
+    searches: int = dial(5, 5, 5, 5, source="5 (AutoRefine)")
+    passages: int = dial(2, 2, 3, 3, source="3; ours")
+    turn_tokens: int = dial(48, 64, 128, 500, source="not published; ours")
+    block_tokens: int = dial(256, 256, 512, 512, source="512 (AutoRefine); ours")
+    row_tokens: int = dial(1024, 1024, 2048, 4096, source="not published; ours")
+    one_hop: int = dial(6, 20, 100, 0, source="ours; test questions, 0: all there are")
+    multi_hop: int = dial(12, 300, 200, 0, source="ours; test questions, 0: all")
+
+
+# %%
+@dataclass(frozen=True, kw_only=True)
+class DistilSettings(LoopSettings):
+    """What Search-E1 adds."""
+
+    rounds: int = dial(2, 2, 2, 2, source="not published; ours")
+    pool_steps: int = dial(1, 2, 10, 20, source="ours; attempts of a pool, in steps")
+    updates: int = dial(2, 10, 50, 100, source="not published; ours; of a round")
+    pairs_a_step: int = dial(2, 4, 8, 64, source="not published; ours")
+    rank: int = dial(16, 16, 32, 64, source="64 (OPSD); ours")
+    alpha: float = dial(32.0, 32.0, 64.0, 128.0, source="128 (OPSD); ours")
+    distil_rate: float = dial(1e-3, 1e-3, 5e-4, 2e-4, source="2e-4 (OPSD); sweep")
+    cap: float = dial(1.0, 1.0, 1.0, 1.0, source="not published; ours; nats; sweep")
+    looked_at: int = dial(6, 96, 80, 80, source="ours; questions of the diagnosis")
+    watched: int = dial(6, 64, 100, 500, source="ours; asked after each round")
+
+
+# %%
+settings = DistilSettings.of(profile, **({"steps": steps} if steps else {}))
+use_threads(settings.threads)
+record = Recorder.from_environment()
+
+# %% [markdown]
+# ## Step 1: a pair of each question
+#
+# When a GRPO round has ended, the policy attempts some of the questions of that round anew, eight times each: the *pool*. Of each question one {term}`pair <sibling>` is picked {cite:p}`searche1`:
+#
+# $$y^+ = \arg\min_{o\ \text{right}} |\text{searches}(o)|, \qquad
+# y^- = \arg\max_{o \in \mathcal{B}} d(o, y^+), \qquad
+# \mathcal{B} = \begin{cases}\text{wrong attempts} & \text{if there are any}\\ \text{the other right ones} & \text{else.}\end{cases}$$ (eq-09-pair)
+#
+# The distance $d$ is not known. Ours is the difference in the number of searches, and between equal ones the edits that make one attempt's written tokens the other's. Among right attempts as many searches as the reference's are no difference that is worth
+# learning, and such a question gives no pair. Nor does one that nobody answered.
+
+
+# %%
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A question of a pool, its attempts, and which of them count as right."""
+
+    question: Question
+    attempts: list[Trajectory]
+    right: list[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An attempt to go over, and the sibling that the teacher is shown; None: nothing."""
+
+    question: Question
+    student: Trajectory
+    reference: Trajectory | None
+    was_right: bool = False  # the student's attempt was right, only longer
+
+
+def written(attempt: Trajectory) -> list[int]:
+    """Tokens that the policy wrote, without what it read."""
+    return [token for s in attempt.segments if s.sampled for token in s.ids]
+
+
+def edits(one: Sequence[int], other: Sequence[int]) -> int:
+    """Fewest insertions, deletions and replacements that turn one sequence into the other."""
+    places = np.arange(len(other) + 1)
+    row = places.copy()
+    for token in one:
+        replaced = row[:-1] + (np.array(other, dtype=int) != token)
+        best = np.concatenate([[row[0] + 1], np.minimum(row[1:] + 1, replaced)])
+        row = np.minimum.accumulate(best - places) + places  # insertions, left to right
+    return int(row[-1])
+
+
+def distance(one: Trajectory, other: Trajectory) -> tuple[int, int]:
+    """How much two attempts differ: in searches first, then in written tokens."""
+    searches = abs(len(one.queries) - len(other.queries))
+    return searches, edits(written(one), written(other))
+
+
+# %%
+def picked(
+    group: Group, which: str, random: np.random.Generator
+) -> tuple[int, int] | None:
+    """Numbers of the reference and of the student's attempt; None without such a pair.
+
+    Args:
+        which: the reference is the right attempt with "fewest" or with most searches ("longest"),
+            or a "random" one, right or wrong. The student's attempt is the same for all three.
+    """
+    length = [(len(a.queries), len(a.ids)) for a in group.attempts]
+    good = [n for n, right in enumerate(group.right) if right]
+    if not good:
+        return None
+    best = min(good, key=lambda n: length[n])
+    others = [n for n, right in enumerate(group.right) if not right]
+    others = others or [n for n in good if length[n][0] != length[best][0]]
+    if not others:
+        return None
+    own = group.attempts
+    student = max(others, key=lambda n: distance(own[n], own[best]))
+    if which == "longest":
+        best = max((n for n in good if n != student), key=lambda n: length[n])
+    elif which == "random":
+        rest = [n for n in range(len(own)) if n != student]
+        best = rest[random.integers(len(rest))]
+    return best, student
+
+
+# %% [markdown]
+# An invented question tells which attempts are right. For questions without an answer we let the attempts vote: right is what most of them say, if at least two do and no other answer is said as often. Who says nothing, or `unknown`, does not vote. That is **ours**, for one arm below.
+
+
+# %%
+SILENT = ("", "unknown")  # an attempt with such an answer has none
+
+
+def agreed(given: Sequence[str]) -> list[bool]:
+    """Which answers are the one that most attempts gave; none, if there is no such answer."""
+    plain = [normalise_answer(answer) for answer in given]
+    votes = Counter(answer for answer in plain if answer not in SILENT)
+    most = max(votes.values(), default=0)
+    leading = [answer for answer, count in votes.items() if count == most]
+    if most < 2 or len(leading) > 1:
+        return [False] * len(plain)
+    return [answer == leading[0] for answer in plain]
+
+
+def group_of(question: Question, attempts: list[Trajectory], labelled: bool) -> Group:
+    """Attempts with their verdicts: by the right answer, or by vote."""
+    if labelled:
+        right = [exact_match_reward(a, question) == 1 for a in attempts]
+    else:
+        right = agreed([a.answer for a in attempts])
+    return Group(question, attempts, right)
+
+
+def pool_of(
+    lm: LanguageModel,
+    library: Retriever,
+    questions: Sequence[Question],
+    settings: DistilSettings,
+    seed: int,
+    labelled: bool = True,
+) -> list[Group]:
+    """Attempts of the policy as it stands."""
+    each, protocol = settings.group, protocol_of(lm.tokenizer)
+    prompts = [protocol.prompt(lm.tokenizer, q["question"]) for q in questions]
+    prompts = [prompt for prompt in prompts for _ in range(each)]
+    made = rollout(lm, library, protocol, prompts, settings.attempts(), seed)
+    return [
+        group_of(question, made[n * each : (n + 1) * each], labelled)
+        for n, question in enumerate(questions)
+    ]
+
+
+# %% tags=["page-only"]
+pool = [
+    group_of(question, shown[n * 8 : (n + 1) * 8], labelled=True)
+    for n, question in enumerate(shown_questions)
+]
+nobody = np.random.default_rng(0)
+for group in pool:
+    found = picked(group, "fewest", nobody)
+    counts = [len(a.queries) for a in group.attempts]
+    verdicts = "".join("+" if right else "-" for right in group.right)
+    shown_pair = (
+        "no pair" if found is None else f"reference {found[0]}, student {found[1]}"
+    )
+    print(f"searches {counts} right {verdicts}: {shown_pair}")
+
+# %% [markdown]
+# ## Step 2: one attempt under two prompts
+#
+# The tokens of $y^-$ stand twice: after the plain prompt, and after the same prompt with the whole of $y^+$ in it, passages and answer too. The teacher is not asked to write. It reads the student's attempt, and at every token says what it would have written next:
+#
+# $$p_S(v \mid p) = \pi_{\theta+\phi}(v \mid x,\ y^-_{<p}), \qquad p_T(v \mid p) = \pi_{\theta}(v \mid x,\ y^+,\ y^-_{<p}).$$ (eq-09-prompts)
+#
+# How the paper words the teacher's prompt is not known. Our toy models were prepared for such a prompt: every tenth attempt of their pre-training had one whole attempt of somebody else between `<reference>` and `</reference>`, right as a rule, and
+# followed its useful queries. A model from the shelf has to make of it what it can.
+
+
+# %%
+def told(
+    lm: LanguageModel, question: Question, reference: Trajectory | None = None
+) -> list[int]:
+    """The prompt's tokens, with an attempt to read or without."""
+    end = lm.tokenizer.eos_token or ""
+    blocks = [reference_block(reference.text.replace(end, ""))] if reference else []
+    protocol = protocol_of(lm.tokenizer)
+    return lm.encode(protocol.prompt(lm.tokenizer, question["question"], blocks))
+
+
+def logits_under(
+    lm: LanguageModel, attempts: Sequence[Trajectory], prompts: Sequence[list[int]]
+) -> Tensor:
+    """Logits of every token that was written, as if after these prompts.
+
+    The masks follow the segments, so that the same tokens come in the same order after any prompt.
+
+    Shape: -> (M, V).
+    """
+    pairs = zip(attempts, prompts, strict=True)
+    rows = [attempt.with_prompt(prompt) for attempt, prompt in pairs]
+    batch = collate(rows, lm.pad_id).to(lm.model.device)
+    return logits_before(lm.model, batch.ids, batch.policy)
+
+
+def fits(lm: LanguageModel, pair: Pair, tokens: int) -> bool:
+    """Whether the teacher's row has room: prompt, reference and the student's attempt."""
+    most = getattr(lm.model.config, "max_position_embeddings", None) or tokens
+    response = len(pair.student.ids) - pair.student.prompt_length
+    row = len(told(lm, pair.question, pair.reference)) + response
+    return row <= min(most, tokens)
+
+
+# %%
+def pairs_of(
+    lm: LanguageModel,
+    pool: Sequence[Group],
+    which: str,
+    tokens: int,
+    random: np.random.Generator,
+) -> list[Pair]:
+    """The pairs of a pool; those are left out whose teacher's row would be too long.
+
+    Args:
+        which: as in `picked`; or "stranger", the reference of another question that has a
+            pair; or "none", the teacher is shown nothing.
+    """
+    found = []
+    for group in pool:
+        own = which if which in ("longest", "random") else "fewest"
+        numbers = picked(group, own, random)
+        if numbers is not None:
+            reference, student = (group.attempts[n] for n in numbers)
+            was_right = group.right[numbers[1]]
+            found.append(Pair(group.question, student, reference, was_right))
+    if which == "stranger":
+        found = [
+            replace(pair, reference=found[n - 1].reference)
+            for n, pair in enumerate(found)
+            if len(found) > 1
+        ]
+    elif which == "none":
+        found = [replace(pair, reference=None) for pair in found]
+    return [pair for pair in found if fits(lm, pair, tokens)]
+
+
+# %% [markdown]
+# ## Step 3: what the student should hear
+#
+# At every token there are two distributions over the vocabulary. The student is moved towards the teacher by the forward Kullback-Leibler divergence, term by term, no term above a cap $c$ {cite:p}`searche1`:
+#
+# $$L = \frac{1}{|M|} \sum_{p \in M} \sum_v \min\Bigl(c,\; p_T(v \mid p) \log \frac{p_T(v \mid p)}{p_S(v \mid p)}\Bigr).$$ (eq-09-loss)
+#
+# Only tokens that the policy wrote count. The teacher has no gradient. That terms are truncated is known, that the cap is one on each entry of the vocabulary is our reading, and $c$ is ours.
+
+
+# %%
+def divergence(
+    teacher: Tensor, student: Tensor, cap: float = math.inf, reverse: bool = False
+) -> Tensor:
+    """KL(teacher || student) of each token, or the other way round, no term above the cap.
+
+    Shape: logits (M, V), (M, V) -> (M,), nats.
+    """
+    p, q = teacher.log_softmax(-1), student.log_softmax(-1)
+    if reverse:
+        p, q = q, p
+    return (p.exp() * (p - q)).clamp(max=cap).sum(-1)
+
+
+# %% [markdown]
+# Two things about that cap. Terms where the student is too *sure* are negative and are not capped, so that the capped sum is no divergence any more: it can fall below 0. And a term at the cap has no gradient at all. If the teacher gives a token the probability $p$, the term is at the cap once the student gives it less than
+# $p\, e^{-c/p}$. The cap does not soften what the student hears, it silences what is furthest from what the student would do:
+
+# %% tags=["page-only", "nbval-check-output"]
+for cap in (0.05, 0.2, 1.0, 3.0):
+    least = [p * math.exp(-cap / p) for p in (0.9, 0.5, 0.2)]
+    print(f"cap {cap:4.2f}: heard above", ", ".join(f"{value:.3f}" for value in least))
+print("where the teacher gives the token .9, .5, .2")
+one, two = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log()
+free, capped = divergence(one, two).item(), divergence(one, two, cap=0.2).item()
+print(f"teacher .6 .4, student .2 .8: {free:.3f} nats, with a cap of .2: {capped:+.3f}")
+
+# %% [markdown]
+# That may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know. The student gives them nearly no probability, and with a cap it is not taught to guess them. But it does not hear of a good query either that it would never have thought of.
+#
+# Here is the divergence along the attempt at the top, token by token. Grey was read, not written.
+
+# %% tags=["page-only", "hide-input"]
+pair = Pair(shown_questions[first // 8], shown[lost], shown[few])
+prompts = [told(start, pair.question, r) for r in (None, pair.reference)]
+with torch.no_grad():
+    student, teacher = (
+        logits_under(start, [pair.student], [prompt]) for prompt in prompts
+    )
+along = divergence(teacher, student)
+row = torch.zeros(len(pair.student.ids))
+row[collate([pair.student], start.pad_id).policy[0]] = along
+display(HTML(tokens_html(start, pair.student, [round(v, 1) for v in row.tolist()])))
+record.check("a divergence is never negative", bool(along.min() > -1e-5), "by token")
+
+# %% [markdown]
+# ## Step 4: a round that leaves the policy alone
+#
+# The teacher is the policy as GRPO left it, for the whole round. So the policy is frozen, and what learns is a low-rank adapter {cite:p}`hu2022` beside each of its linear layers:
+#
+# $$W x \;\to\; W x + \frac{\alpha}{r}\, B A x, \qquad A \in \mathbb{R}^{r \times n},\; B \in \mathbb{R}^{m \times r},\; B = 0 \text{ at first.}$$ (eq-09-adapter)
+#
+# Adapter on: the student. Adapter off: the teacher. One model in memory is both. When the round is over, $\frac{\alpha}{r} BA$ is added to $W$, and answering costs what it cost before.
+
+
+# %%
+class LowRank(nn.Module):
+    """A frozen linear layer, and beside it one of low rank that can be switched off."""
+
+    def __init__(
+        self, base: nn.Linear, rank: int, alpha: float, random: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.base, self.scale, self.on = base, alpha / rank, True
+        down = torch.randn(rank, base.in_features, generator=random)
+        weight = base.weight
+        self.down = nn.Parameter((down / base.in_features**0.5).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(base.out_features, rank))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Shape: (..., n) -> (..., m)."""
+        plain = self.base(inputs)
+        if not self.on:
+            return plain
+        return plain + self.scale * (inputs @ self.down.T @ self.up.T)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer that does the same."""
+        self.base.weight += self.scale * self.up @ self.down
+        return self.base
+
+
+# %%
+def adapt(model: Any, rank: int, alpha: float, seed: int) -> list[LowRank]:
+    """Freeze a model and put an adapter beside each linear layer of its decoder, in place."""
+    model.requires_grad_(False)
+    random = torch.Generator().manual_seed(seed)
+    adapters = []
+    for parent in list(model.get_decoder().modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                adapters.append(LowRank(child, rank, alpha, random))
+                setattr(parent, name, adapters[-1])
+    return adapters
+
+
+def merge(model: Any) -> None:
+    """Add the adapters to the layers that they stand beside, and let all weights learn again."""
+    for parent in list(model.get_decoder().modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LowRank):
+                setattr(parent, name, child.merged())
+    model.requires_grad_(True)
+
+
+@contextmanager
+def switched_off(adapters: Sequence[LowRank]) -> Iterator[None]:
+    """The model as it was before the round."""
+    for adapter in adapters:
+        adapter.on = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.on = True
+
+
+# %% [markdown]
+# ## Step 5: the round
+#
+# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, no tokens of answers. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
+# many updates.
+
+
+# %%
+@dataclass(frozen=True)
+class Round:
+    """What a round of distillation does; the defaults are those of `search_e1`."""
+
+    reference: str = "fewest"  # "longest", "random", "stranger" or "none"
+    loss: str = (
+        "forward"  # "reverse"; "sft": the reference itself; "nothing": no update
+    )
+    capped: bool = True
+    answers: bool = True  # False: without the tokens of the student's answer
+    questions: str = "seen"  # in the GRPO round; "new" ones; "unlabelled": new, by vote
+    reused: bool = (
+        False  # the pool is what the GRPO round wrote: no attempts of its own
+    )
+
+
+def kinds_of(attempts: Sequence[Trajectory]) -> list[str]:
+    """The kind of each written token, in the order of the logits. Shape: -> (M,)."""
+    return [s.kind for a in attempts for s in a.segments if s.sampled for _ in s.ids]
+
+
+# %%
+class Distil(Module):
+    """One round: adapters learn, the policy beside them is the teacher."""
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        pairs: list[Pair],
+        how: Round,
+        settings: DistilSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.lm, self.model, self.pairs, self.how = lm, lm.model, pairs, how
+        self.cap = settings.cap if how.capped else math.inf
+        self.adapters = adapt(lm.model, settings.rank, settings.alpha, seed)
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """The capped divergence, and beside it the whole one, over the tokens of some pairs."""
+        pairs = [self.pairs[n] for n in batch["pair"].tolist()]
+        if self.how.loss == "sft":
+            return sft_loss(self.lm, pairs)
+        teacher, student = compared_logits(self.lm, pairs, self.adapters)
+        kinds = kinds_of([pair.student for pair in pairs])
+        keep = torch.tensor([self.how.answers or kind != "answer" for kind in kinds])
+        teacher, student, reverse = (
+            teacher[keep],
+            student[keep],
+            self.how.loss == "reverse",
+        )
+        held = divergence(teacher, student, self.cap, reverse)
+        whole = divergence(teacher, student.detach(), reverse=reverse)
+        return {"loss": held.mean(), "whole": whole.mean()}
+
+
+# %%
+def compared_logits(
+    lm: LanguageModel, pairs: Sequence[Pair], adapters: Sequence[LowRank]
+) -> tuple[Tensor, Tensor]:
+    """Logits of the teacher, without a gradient, and of the student. Shape: (M, V), (M, V)."""
+    attempts = [pair.student for pair in pairs]
+    helped = [told(lm, pair.question, pair.reference) for pair in pairs]
+    with torch.no_grad(), switched_off(adapters):
+        teacher = logits_under(lm, attempts, helped)
+    plain = [told(lm, pair.question) for pair in pairs]
+    return teacher, logits_under(lm, attempts, plain)
+
+
+def sft_loss(lm: LanguageModel, pairs: Sequence[Pair]) -> Tensor:
+    """Mean negative log-probability of what the references' writer wrote. Shape: scalar, nats."""
+    prompts = [told(lm, pair.question) for pair in pairs]
+    references = [pair.reference for pair in pairs if pair.reference is not None]
+    logits = logits_under(lm, references, prompts)
+    tokens = [token for attempt in references for token in written(attempt)]
+    return -log_prob_of(logits, torch.tensor(tokens, device=logits.device)).mean()
+
+
+def distil(
+    lm: LanguageModel,
+    pairs: list[Pair],
+    how: Round,
+    settings: DistilSettings,
+    seed: int,
+) -> History:
+    """One round in place, a fixed number of updates; without a pair nothing happens."""
+    if not pairs or how.loss == "nothing":
+        return History()
+    module = Distil(lm, pairs, how, settings, derive_seed(seed, "adapter"))
+    size = min(settings.pairs_a_step, len(pairs))
+    batches = Batches({"pair": torch.arange(len(pairs))}, size, seed)
+    epochs = math.ceil(settings.updates / len(batches))
+    schedule = Optimisation(settings.distil_rate, schedule="linear")
+    fit(module, batches, settings, schedule, epochs, max_steps=settings.updates)
+    merge(lm.model)
+    return module.history
+
+
+# %% [markdown]
+# With nothing to read, teacher and student are the same model with the same prompt, so that the loss must be 0, to the last bit. That is checked below; then one short round on pairs of the questions at the top.
+
+# %% tags=["page-only", "hide-input"]
+from copy import deepcopy
+
+copy = replace(start, model=deepcopy(start.model))
+shown_pairs = pairs_of(copy, pool, "fewest", 1024, nobody)
+few_updates = replace(settings, updates=4)
+empty = [replace(pair, reference=None) for pair in shown_pairs[:4]]
+module = Distil(copy, empty, Round(), few_updates, seed=0)
+with torch.no_grad():
+    nothing = module.loss({"pair": torch.arange(len(empty))})
+record.check(
+    "nothing to read, nothing to learn", nothing["whole"].item() == 0.0, "exactly 0"
+)
+merge(copy.model)
+distilled = distil(copy, shown_pairs, Round(), few_updates, seed=0)
+losses = distilled.column("loss")[1]
+print(
+    f"{len(shown_pairs)} pairs; loss {losses[0]:.3f} at first, {losses[-1]:.3f} later"
+)
+
+# %% [markdown]
+# A trap lies in that 0. A loss that is exactly 0 has a gradient that is 0 only up to rounding. But Adam divides a gradient by its own size, so that rounding errors make steps as long as any others; the student leaves the teacher, now there is a loss, and the way back overshoots. Look at the losses of a teacher that reads nothing:
+
+# %% tags=["page-only", "hide-input"]
+drifting = replace(start, model=deepcopy(start.model))
+empty = [replace(pair, reference=None) for pair in shown_pairs]
+constant = replace(settings, updates=6, distil_rate=3e-3)
+drift = distil(drifting, empty, Round(), constant, seed=0).column("loss")[1]
+print("loss by update:", " ".join(f"{value:.0e}" for value in drift))
+
+# %% [markdown]
+# A larger constant in Adam's denominator delays that and does not stop it. So the control *no privilege* is two controls here: `pool_only` makes no update at all, `no_privilege` makes them and shows what they do by themselves. In a real round the same goes on at the end, when the student has come near: hence a rate that falls to 0.
+#
+# ## Step 6: does the teacher know better?
+#
+# Before anything is trained. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, with its right sibling in the prompt, and with a right attempt at *another* question. If the
+# second is not better than the first, there is nothing to distil. If the third is as good as the second, it is the form of the prompt that helps.
+
+
+# %%
+def from_here(
+    lm: LanguageModel,
+    library: Retriever,
+    pairs: Sequence[Pair],
+    settings: DistilSettings,
+    seed: int,
+) -> float:
+    """Exact match of the policy that goes on with the students' attempts, having read references."""
+    if not pairs:
+        return math.nan
+    prompts, room = [], settings.row_tokens - settings.turn_tokens
+    for pair in pairs:
+        attempt = pair.student
+        cut = len(attempt.prefix(0)) if attempt.queries else attempt.prompt_length
+        own = attempt.ids[attempt.prompt_length : cut]
+        prompt = told(lm, pair.question, pair.reference) + own
+        prompts.append(prompt if len(prompt) < room else told(lm, pair.question) + own)
+    texts = [lm.decode(prompt) for prompt in prompts]
+    protocol = protocol_of(lm.tokenizer)
+    found = rollout(lm, library, protocol, texts, settings.attempts(), seed)
+    asked = [pair.question for pair in pairs]
+    right = [exact_match_reward(*both) for both in zip(found, asked, strict=True)]
+    return float(np.mean(right))
+
+
+# %% [markdown]
+# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop. The first token of a query is the other decision that the paper's signal should reach.
+
+
+# %%
+def places_of(attempt: Trajectory) -> list[str]:
+    """Where each written token stands. Shape: -> (tokens that were written,)."""
+    found: list[str] = []
+    for number, segment in enumerate(attempt.segments):
+        if not segment.sampled:
+            continue
+        after = attempt.segments[number + 1 : number + 2]
+        opens = segment.kind == "answer" or (after and after[0].kind == "query")
+        names = {
+            "think": ("thought", "thought"),
+            "search": ("search or answer" if opens else "tags", "tags"),
+            "query": ("query, first token", "query, later"),
+            "answer": ("search or answer", "answer"),
+        }
+        first, later = names.get(segment.kind, ("other", "other"))
+        found += [first] + [later] * (len(segment.ids) - 1)
+    return found
+
+
+@torch.no_grad()
+def along_attempts(
+    lm: LanguageModel, pairs: Sequence[Pair], cap: float = math.inf
+) -> dict[str, np.ndarray]:
+    """Divergence of each written token, by place."""
+    found: dict[str, list[float]] = {}
+    for pair in pairs:
+        prompts = [told(lm, pair.question, r) for r in (None, pair.reference)]
+        plain, helped = (logits_under(lm, [pair.student], [p]) for p in prompts)
+        values = divergence(helped, plain, cap).tolist()
+        for place, value in zip(places_of(pair.student), values, strict=True):
+            found.setdefault(place, []).append(value)
+    return {place: np.array(values) for place, values in found.items()}
+
+
+# %%
+def spare_searches(pool: Sequence[Group]) -> float:
+    """Searches that a right attempt could save: their mean less the fewest, by question."""
+    spare = []
+    for group in pool:
+        counts = [
+            len(a.queries)
+            for a, right in zip(group.attempts, group.right, strict=True)
+            if right
+        ]
+        spare += [np.mean(counts) - min(counts)] if counts else []
+    return float(np.mean(spare)) if spare else math.nan
+
+
+def look(name: str, lm: LanguageModel, task: Task) -> None:
+    """Record what the untrained policy's pairs are like, and what its teacher knows."""
+    questions = task.training[: settings.looked_at]
+    random = np.random.default_rng(derive_seed(0, "looked at"))
+    pool = pool_of(lm, task.library, questions, settings, 11)
+    pairs = pairs_of(lm, pool, "fewest", settings.row_tokens, random)
+    record.metric(f"{name}/pairs", len(pairs) / len(pool))
+    record.metric(f"{name}/spare_searches", spare_searches(pool))
+    for what, reference in {
+        "alone": "none",
+        "told": "fewest",
+        "stranger": "stranger",
+    }.items():
+        own = pairs_of(lm, pool, reference, settings.row_tokens, random)
+        record.metric(
+            f"{name}/em {what}", from_here(lm, task.library, own, settings, 12)
+        )
+    for cap, which in ((math.inf, "kl"), (settings.cap, "capped kl")):
+        for place, values in along_attempts(lm, pairs, cap).items():
+            record.metric(f"{name}/{which}/{place}", float(values.mean()))
+
+
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, mean divergence of a token by the place it stands at, whole and with the cap; pairs of the questions at the top. If the signal sat on decisions alone, the first two bars would stand out.", "name": "fig-09-places"}, "image": {"alt": "Horizontal bars, two for each place in an attempt: how far teacher and student differ there, with and without the cap. Answers and the later words of queries stand out, the choice between search and answer does not."}}
+import pandas as pd
+
+from minisearch import pages
+from minisearch.cards import load_cells
+from minisearch.plots import COLORS, figure
+
+PLACES = (
+    "search or answer", "query, first token", "query, later", "tags", "thought", "answer",
+)  # fmt: skip
+whole = along_attempts(start, shown_pairs)
+with_cap = along_attempts(start, shown_pairs, settings.cap)
+fig, ax = figure(height=2.8)
+for n, (label, values) in enumerate({"whole": whole, "capped": with_cap}.items()):
+    heights = [values[p].mean() if p in values else 0.0 for p in PLACES]
+    ax.barh(np.arange(6) + 0.4 * n, heights, 0.38, color=COLORS[n], label=label)
+ax.set_yticks(np.arange(6) + 0.2, PLACES)
+ax.invert_yaxis()
+ax.set_xlabel("nats a token")
+ax.legend()
+record.figure(fig, "places", "divergence by place")
+
+# %% [markdown]
+# Two places stand out. One is the rest of a query: it begins with the name that is asked about, which both know, and the decision is the word that follows, or that none does (then the closing tag, among the *tags*). The other is the *answer*: the teacher has read the right one, and says it whatever the student's attempt brought. There the student is taught a name that nothing before it explains. That
+# is the weak point of showing a teacher a whole attempt, answer included, and one reason for a cap. The arm `no_answers` leaves those tokens out.
+#
+# What the pairs of the two starting models are like, means over three training encyclopedias each:
+
+# %% tags=["page-only", "hide-input"]
+
+
+def grid_mean(name: str) -> float:
+    """The mean of a metric over the grid's cells; not a number where none has it."""
+    found = [c.metrics[name] for c in load_cells("09_search_e1") if name in c.metrics]
+    return float(np.mean(found)) if found else np.nan
+
+
+LOOKS = {
+    "questions that give a pair": "pairs",
+    "searches a right attempt could save": "spare_searches",
+    "gone on alone, exact match": "em alone",
+    "having read the right sibling": "em told",
+    "having read another question's": "em stranger",
+}
+looked = {shown_as: grid_mean(f"look/{name}") for shown_as, name in LOOKS.items()}
+pd.Series(looked, name="mean").to_frame().round(3)
+
+# %% [markdown]
+# ## Step 7: rounds, and what they cost
+#
+# A pool is made of attempts, and attempts are what training costs. So all arms make equally many: where GRPO has 20 steps of 64 attempts, two rounds with a pool of two steps each leave 16 steps for GRPO. A third round takes two more away. What the arm `reused` asks is whether a pool of its own is needed: it takes
+# the attempts that GRPO made in the round, which come free, but from a policy that was still changing.
+#
+# Whatever a new round of GRPO starts from, its optimiser starts anew. That goes for every arm with rounds, `pool_only` among them.
+
+
+# %%
+@dataclass
+class Evolution:
+    """What rounds left behind: GRPO's history over all of them, and a row a round."""
+
+    history: History = field(default_factory=History)
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, history: History, attempts: int) -> None:
+        """Append a GRPO round that began after so many attempts."""
+        for row in history.rows:
+            row = {**row, "rollouts": row["rollouts"] + attempts}
+            self.history.rows.append({**row, "step": len(self.history.rows)})
+
+
+class Kept:
+    """Remembers the attempts that GRPO makes; adds nothing to it."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def __call__(self, step: Step) -> Tensor:
+        """Shape: -> (N, L)."""
+        self.steps.append(step)
+        return torch.zeros_like(step.advantages)
+
+    def groups(self, each: int) -> list[Group]:
+        """The attempts by question."""
+        return [
+            group_of(step.questions[n], step.attempts[n : n + each], labelled=True)
+            for step in self.steps
+            for n in range(0, len(step.attempts), each)
+        ]
+
+
+# %%
+def shares(settings: DistilSettings, how: Round) -> list[int]:
+    """Steps of GRPO in each round; what the pools take is left out.
+
+    Raises:
+        InputError: where a round has no step left.
+    """
+    taken = 0 if how.reused else settings.rounds * settings.pool_steps
+    left = settings.steps - taken
+    if left < settings.rounds:
+        found = (
+            f"{settings.steps} for {settings.rounds} rounds whose pools take {taken}"
+        )
+        expected = f"at least {taken + settings.rounds}, a step of GRPO in each round"
+        raise InputError("parameter steps", found, expected, "raise steps.")
+    return [len(part) for part in np.array_split(np.arange(left), settings.rounds)]
+
+
+def pool_questions(
+    task: Task,
+    trained_on: Sequence[Question],
+    settings: DistilSettings,
+    how: Round,
+    number: int,
+) -> list[Question]:
+    """Questions of the pool of round `number`: of its GRPO round, or such as it did not see."""
+    count = settings.pool_steps * settings.questions_a_step
+    if how.questions == "seen":
+        random = np.random.default_rng(derive_seed(seed, "pool", number))
+        order = random.permutation(len(trained_on))[:count]
+        return [trained_on[n] for n in order]
+    first = sum(shares(settings, how)) * settings.questions_a_step + number * count
+    return task.training[first : first + count]
+
+
+# %%
+def pool_after(
+    lm: LanguageModel,
+    task: Task,
+    settings: DistilSettings,
+    how: Round,
+    number: int,
+    kept: Kept,
+) -> list[Group]:
+    """The pool of round `number`, once its GRPO has ended."""
+    if how.reused:
+        return kept.groups(settings.group)
+    trained_on = [group.question for group in kept.groups(settings.group)]
+    questions = pool_questions(task, trained_on, settings, how, number)
+    own, labelled = derive_seed(seed, "pool", number), how.questions != "unlabelled"
+    return pool_of(lm, task.library, questions, settings, own, labelled)
+
+
+# %%
+def evolve(
+    name: str, lm: LanguageModel, task: Task, settings: DistilSettings, how: Round
+) -> Evolution:
+    """Rounds of GRPO, each followed by a round of distillation, in place."""
+    run, first, asked = Evolution(), 0, settings.questions_a_step
+    for number, steps in enumerate(shares(settings, how)):
+        own = replace(settings, steps=steps)
+        part = replace(
+            task, training=task.training[first * asked : (first + steps) * asked]
+        )
+        kept, began = Kept(), derive_seed(seed, "round", number)
+        module = train(lm, part, own, began, extra_advantage=kept)
+        before = (first + number * settings.pool_steps * (not how.reused)) * asked
+        run.add(module.history, before * settings.group)
+        watch(f"{name}/round {number + 1}, GRPO", lm, task)
+        pool = pool_after(lm, task, settings, how, number, kept)
+        random = np.random.default_rng(derive_seed(began, "pairs"))
+        pairs = pairs_of(lm, pool, how.reference, settings.row_tokens, random)
+        run.rows.append(described(lm, task, pool, pairs, began))
+        history = distil(lm, pairs, how, settings, began)
+        for column in ("loss", "whole"):
+            values = history.column(column)[1]
+            if len(values):
+                run.rows[-1] |= {
+                    f"{column} first": values[0],
+                    f"{column} last": values[-1],
+                }
+        watch(f"{name}/round {number + 1}, OFSD", lm, task)
+        first += steps
+    return run
+
+
+# %%
+def described(
+    lm: LanguageModel,
+    task: Task,
+    pool: Sequence[Group],
+    pairs: Sequence[Pair],
+    seed: int,
+) -> dict[str, float]:
+    """What a pool was like, and what its teacher knew, before the round."""
+    alone = [replace(pair, reference=None) for pair in pairs]
+    return {
+        "pairs": float(len(pairs)),
+        "pool_em": float(np.mean([np.mean(group.right) for group in pool])),
+        "was_right": float(np.mean([p.was_right for p in pairs]))
+        if pairs
+        else math.nan,
+        "spare_searches": spare_searches(pool),
+        "em_told": from_here(lm, task.library, pairs, settings, seed),
+        "em_alone": from_here(lm, task.library, alone, settings, seed),
+    }
+
+
+def watch(name: str, lm: LanguageModel, task: Task) -> None:
+    """Right answers and searches on some test questions, sampled; nothing is chosen by it."""
+    several = ~np.isin(groups_of(task), ONE_HOP)
+    several |= not several.any()
+    few = np.flatnonzero(several)[: settings.watched]
+    part = replace(task, test=[task.test[n] for n in few])
+    found = judged(answers(lm, part, settings.attempts(1.0)), part)
+    record.metric(f"{name}/em", float(found["em"].mean()))
+    record.metric(f"{name}/searches", float(found["searches"].mean()))
+    if found["em"].any():
+        own = float(found["searches"][found["em"] == 1].mean())
+        record.metric(f"{name}/searches when right", own)
+
+
+# %% [markdown]
+# ## Train and watch
+#
+# | arm | what it does |
+# |---|---|
+# | `look`, `cold` | what the teacher knows, and how the model answers, before training |
+# | `grpo` | chapter 7's: as many attempts, no pool |
+# | `grpo_updates` | as many updates as `search_e1`: more attempts, where distillation goes over the same ones again |
+# | `search_e1` | the paper's, as we read it: two rounds, the pool from questions of the GRPO round |
+# | `pool_only` | the pools' attempts are made and thrown away: GRPO in two rounds, with fewer steps |
+# | `no_privilege` | the teacher reads nothing: what is left is Adam's drift (step 5) |
+# | `stranger` | it reads a right attempt at another question |
+# | `random`, `longest` | it reads any sibling; the right one with *most* searches |
+# | `sft` | no teacher: the reference is learnt as it stands |
+# | `reverse`, `uncapped`, `no_answers` | the divergence the other way round; no cap; without the tokens of answers |
+# | `one_round`, `three_rounds` | the same with fewer and more of them, at as many attempts |
+# | `new_questions`, `unlabelled` | the pool's questions are new; the same ones, and the attempts vote who was right |
+# | `reused` | ours: no pool of its own, GRPO's attempts a second time |
+# | `too_fast` | thirty times the rate in the distillation: a failure that we keep |
+
+
+# %%
+ROUNDS = {
+    "search_e1": Round(),
+    "pool_only": Round(loss="nothing"),
+    "no_privilege": Round(reference="none"),
+    "stranger": Round(reference="stranger"),
+    "random": Round(reference="random"),
+    "longest": Round(reference="longest"),
+    "sft": Round(loss="sft"),
+    "reverse": Round(loss="reverse"),
+    "uncapped": Round(capped=False),
+    "no_answers": Round(answers=False),
+    "one_round": Round(),
+    "three_rounds": Round(),
+    "new_questions": Round(questions="new"),
+    "unlabelled": Round(questions="unlabelled"),
+    "reused": Round(reused=True),
+    "too_fast": Round(),
+}
+# What an arm has of its own at any profile, and what the sweep chose at toy scale; see the card.
+OWN: dict[str, dict[str, float]] = {
+    "one_round": {"rounds": 1},
+    "three_rounds": {"rounds": 3},
+}
+SWEPT: dict[str, dict[str, float]] = {}
+
+
+def settings_of(name: str) -> DistilSettings:
+    """The settings of an arm."""
+    swept = SWEPT.get(name, {}) if profile in ("smoke", "toy") else {}
+    own = replace(settings, **(OWN.get(name, {}) | swept))
+    if name == "too_fast":
+        return replace(own, distil_rate=30 * own.distil_rate)
+    if name == "grpo_updates":
+        distilled = settings.rounds * settings.updates // settings.minibatches
+        return replace(own, steps=sum(shares(settings, Round())) + distilled)
+    return own
+
+
+# %%
+RUNS: dict[str, Any] = {}  # trained on this page, by arm
+
+
+def open_task(settings: DistilSettings) -> Task:
+    """The task of all arms: blank encyclopedias, or files."""
+    if settings.model != "toy" or data:
+        return real_task(settings, data, service, seed)
+    return invented_task(settings, "blank", world_seed, seed)
+
+
+def starting_model() -> LanguageModel:
+    """The model that every arm starts from."""
+    return load_lm(f"toy-{init_seed}" if settings.model == "toy" else settings.model)
+
+
+# %%
+def record_rounds(name: str, run: Evolution) -> None:
+    """Each value of the rounds' rows, its mean over them."""
+    for key in dict.fromkeys(key for row in run.rows for key in row):
+        values = [
+            row[key] for row in run.rows if not math.isnan(row.get(key, math.nan))
+        ]
+        record.metric(f"{name}/{key}", float(np.mean(values)) if values else math.nan)
+
+
+def run_arm(name: str) -> None:
+    """Train one arm and let it answer the test questions."""
+    lm, own = starting_model(), settings_of(name)
+    if name == "look":
+        many = max(own.steps, math.ceil(own.looked_at / own.questions_a_step))
+        look(name, lm, open_task(replace(own, steps=many)))
+        return
+    task = open_task(own)
+    if name in ROUNDS:
+        RUNS[name] = evolve(name, lm, task, own, ROUNDS[name])
+        record_rounds(name, RUNS[name])
+    elif name != "cold":
+        RUNS[name] = train(lm, task, own, seed)
+    if name in RUNS:
+        record_training(record, name, RUNS[name])
+    record_test(record, name, lm, task, settings)
+    for how in ("greedy", "sampled"):
+        right, made = (record.metrics[f"{name}/{m}_{how}"] for m in ("em", "searches"))
+        record.metric(
+            f"{name}/right_per_search_{how}", right / made if made else math.nan
+        )
+
+
+# %% tags=["train"]
+MAIN = ["cold", "grpo", "search_e1"]
+results = MAIN if arms == "main" else arms.split(",")
+for name in results:
+    with record.phase(f"arm {name}"):
+        run_arm(name)
+
+# %% [markdown]
+# Two curves while training. *Right answers* of the attempts of GRPO, on questions that never come twice; dotted lines are rounds of distillation, and the gaps there are the pools' attempts. A healthy round does not leave a dent. *Searches* an
+# attempt show whether the short references have an effect.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without rounds of distillation (dotted lines): right answers and searches of an attempt, means of four steps. A round that did harm would show as a dent after its line.", "name": "fig-09-training"}, "image": {"alt": "Two panels against attempts, a line for each arm: right answers, which rise, and searches of an attempt. Dotted lines stand where a round of distillation was."}}
+PANELS = {"right answers": "em", "searches": "searches"}
+fig, axes = figure(width=7, height=2.8, columns=2, layout="constrained")
+for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
+    for run, module in RUNS.items():
+        x = module.history.column("rollouts")[1]
+        ax.plot(x, pages.smoothed(module.history.column(column)[1]), label=run)
+    ax.set(title=title, xlabel="attempts", ylim=(0, None))
+for run in RUNS.values():
+    x = run.history.column("rollouts")[1]
+    gaps = np.flatnonzero(np.diff(x) > 1.5 * x[0])
+    for ax in axes if isinstance(run, Evolution) else ():
+        for gap in gaps:
+            middle = (x[gap] + x[gap + 1] - x[0]) / 2
+            ax.axvline(middle, color="0.4", linewidth=1, linestyle=":")
+if RUNS:
+    axes[0].legend()
+record.figure(fig, "training", "training with and without distillation")
+
+# %% [markdown]
+# What each round had to work with. `em alone` and `em told` are those of step 6: the students' attempts gone on with, from the plain prompt and from the teacher's. Does the teacher still know more, after GRPO?
+
+# %% tags=["page-only", "hide-input"]
+rows = RUNS["search_e1"].rows if "search_e1" in RUNS else []
+pd.DataFrame(rows, index=pd.Index(range(1, len(rows) + 1), name="round")).T.round(3)
+
+# %% [markdown]
+# ### A failure that we keep
+#
+# An adapter learns at a rate of its own, and thirty times ours is too fast. What happens then is shown at once on the untrained policy, before and after one round on the pairs from the top. `too_fast` in the table of all arms is the same in the middle of training.
+
+# %% tags=["page-only", "hide-input"]
+broken = replace(start, model=deepcopy(start.model))
+too_fast = replace(settings, distil_rate=3e-2, updates=8)
+curve = distil(broken, shown_pairs, Round(), too_fast, seed=0).column("loss")[1]
+print("loss by update:", " ".join(f"{value:.2f}" for value in curve))
+asked = [protocol.prompt(start.tokenizer, q["question"]) for q in shown_questions]
+attempts = rollout(broken, example_library, protocol, asked, RolloutConfig(), seed=5)
+print("an attempt after it:", attempts[0].text[:160])
+
+# %% [markdown]
+# ## Results
+#
+# First this page's own run: one pair of encyclopedias, one seed.
+
+# %% tags=["page-only", "hide-input"]
+SHOWN = (
+    "em_greedy",
+    "em_sampled",
+    "searches_greedy",
+    "right_per_search_greedy",
+    "gold_sampled",
+    "written_sampled",
+    "em_training",
+)
+pages.score_table(record.metrics, results, SHOWN)
+
+# %% [markdown]
+# `right_per_search` is right answers over searches made, all questions counted: the inverse of the searches that a right answer costs. `em_training` is a mean over GRPO's steps, of which arms with pools have fewer: it is not comparable between arms with different numbers of steps.
+#
+# ### What the grid says
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.showing import claims_markdown
+
+Markdown(claims_markdown("09_search_e1"))
+
+# %% tags=["page-only", "hide-input"]
+as_registered = not (data or service or steps)
+print(
+    pages.live_note("09_search_e1", profile, world_seed, record.metrics, as_registered)
+)
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table("09_search_e1", SHOWN)
+
+# %% [markdown]
+# These are means over different runs. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+
+# %% tags=["page-only", "hide-input"]
+PAIRED = ["em_greedy", "em_sampled", "right_per_search_greedy"]
+ran = dict.fromkeys(log.cell.arm for log in load_cells("09_search_e1"))
+trained = [arm for arm in ran if arm not in ("look", "cold", "grpo")]
+pages.paired_table("09_search_e1", trained, "grpo", PAIRED)
+
+# %% [markdown]
+# And over `search_e1`:
+
+# %% tags=["page-only", "hide-input"]
+others = [arm for arm in trained if arm != "search_e1"]
+pages.paired_table("09_search_e1", others, "search_e1", PAIRED)
+
+# %% [markdown]
+# ### Efficiency against accuracy, round by round
+#
+# The paper's picture of a round: fewer searches, no fewer right answers. Below, some test questions after every round of GRPO and after every round of distillation, sampled. Distillation that does as the paper says moves a policy to the left, and not down. Beside it the arm that throws its pools away: its circles and squares coincide, as the same attempts
+# are drawn.
+
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers against searches of an attempt after each round, from the first round of GRPO on: circles after GRPO, filled squares after distillation. Means over the grid, or this page's run where the grid has none. What saves searches moves to the left.", "name": "fig-09-rounds"}, "image": {"alt": "Lines that connect circles and squares, one line an arm, right answers against searches of an attempt: each circle is the policy after a round of GRPO, each square after a round of distillation."}}
+def after_rounds(arm: str, metric: str) -> list[float]:
+    """A watched metric after each round, GRPO and OFSD in turns; empty where nothing ran."""
+    found = []
+    for number in range(1, settings_of(arm).rounds + 1):
+        for kind in ("GRPO", "OFSD"):
+            name = f"{arm}/round {number}, {kind}/{metric}"
+            mean = grid_mean(name)
+            found.append(record.metrics.get(name, np.nan) if np.isnan(mean) else mean)
+    return found if np.isfinite(found).all() else []
+
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("search_e1", "pool_only", "sft")):
+    x, y = after_rounds(arm, "searches"), after_rounds(arm, "em")
+    if x and y:
+        ax.plot(x, y, color=COLORS[n], label=arm.replace("_", " "))
+        ax.plot(x[::2], y[::2], "o", color=COLORS[n], markerfacecolor="none")
+        ax.plot(x[1::2], y[1::2], "s", color=COLORS[n])
+ax.set(xlabel="searches of an attempt", ylabel="right answers")
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "rounds", "right answers and searches after each round")
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. Where a line has a gap, its attempts went into a pool.", "name": "fig-09-curves"}, "image": {"alt": "Curves of right answers against attempts, with bands, of GRPO, of GRPO with rounds of distillation, and of GRPO whose pools are thrown away."}}
+from minisearch.curves import interquartile_mean_curve
+from minisearch.plots import curve_with_band
+
+fig, ax = figure(height=3.8)
+for n, arm in enumerate(("grpo", "search_e1", "pool_only")):
+    spots, curves = pages.training_curves("09_search_e1", arm)
+    if curves:
+        middle = interquartile_mean_curve(curves)
+        curve_with_band(ax, spots, *middle, label=arm.replace("_", " "), index=n)
+ax.set(
+    xlabel="attempts made in training", ylabel="share of right attempts", ylim=(0, None)
+)
+if ax.get_lines():
+    ax.legend()
+record.figure(fig, "curves", "learning curves over the grid")
+
+# %% [markdown]
+# ### What we take from it
+#
+# ### Where we deviate, and what was tuned
+
+# %% tags=["page-only", "hide-input"]
+pages.deviations_table("09_search_e1")
+
+# %% tags=["page-only", "hide-input"]
+pages.tuning_table("09_search_e1")
+
+# %% [markdown]
+# ## Exercises
+#
+# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the
+# solutions: `minisearch assignment build 9 --out DIR`.
+#
+# ### Exercise 1: a pair by hand
+#
+# Write `choose`: from the verdicts and the numbers of searches of one group, the numbers of the reference and of the student's attempt, by searches alone; of equal ones the first. `None` where the question gives no pair. Before you do: a group in which all attempts are right, with 2, 2 and 2 searches. And with 2, 2 and 4?
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.classroom import check, checks
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-pair", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def choose(right: list[bool], searches: list[int]) -> tuple[int, int] | None:
+    """(reference, student), or None. Shape: one entry an attempt in both."""
+    ### BEGIN SOLUTION
+    good = [n for n, verdict in enumerate(right) if verdict]
+    if not good:
+        return None
+    reference = min(good, key=lambda n: searches[n])
+    others = [n for n, verdict in enumerate(right) if not verdict]
+    others = others or [n for n in good if searches[n] != searches[reference]]
+    if not others:
+        return None
+    return reference, max(others, key=lambda n: abs(searches[n] - searches[reference]))
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-pair-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-pair")
+def properties_of_pair(pick):
+    yield "one right, one wrong", lambda: tuple(pick([False, True], [1, 2])) == (1, 0)
+    yield "nobody is right", lambda: pick([False, False], [1, 3]) is None
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "the fewest searches of right ones, not of all",
+        lambda: tuple(pick([True, False, True], [3, 1, 2])) == (2, 1),
+    )
+    yield (
+        "wrong goes before different",
+        lambda: tuple(pick([True, True, False], [1, 5, 1])) == (0, 2),
+    )
+    yield "all right and alike", lambda: pick([True] * 3, [2, 2, 2]) is None
+    yield (
+        "all right, one of them longer",
+        lambda: tuple(pick([True] * 3, [2, 2, 4])) == (0, 2),
+    )
+    yield (
+        "of wrong ones the most different",
+        lambda: tuple(pick([True, False, False], [3, 2, 0])) == (0, 2),
+    )
+    yield (
+        "fewer searches differ too",
+        lambda: tuple(pick([False, True, False], [0, 3, 5])) == (1, 0),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-pair", choose)
+
+# %% [markdown]
+# ### Exercise 2: the capped sum
+#
+# Write `capped_sum` of one token, from the two distributions. A word that the teacher gives no probability adds nothing. Before you do: can the sum be below 0? Without the cap?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-cap", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def capped_sum(teacher: Sequence[float], student: Sequence[float], cap: float) -> float:
+    """Sum of min(cap, p log(p / q)) over the vocabulary, in nats."""
+    ### BEGIN SOLUTION
+    terms = [
+        p * math.log(p / q) if p > 0 else 0.0
+        for p, q in zip(teacher, student, strict=True)
+    ]
+    return sum(min(cap, term) for term in terms)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-cap-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-cap")
+def properties_of_capped_sum(total):
+    even = [0.5, 0.5]
+    yield "alike", lambda: np.isclose(total(even, even, 0.1), 0)
+    yield (
+        "a high cap does nothing",
+        lambda: np.isclose(total(even, [0.25, 0.75], 9.0), 0.5 * math.log(4 / 3)),
+    )
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "each term, not the sum",
+        lambda: np.isclose(
+            total([0.5, 0.4, 0.1], [0.1, 0.1, 0.8], 0.2), 0.4 + 0.1 * math.log(1 / 8)
+        ),
+    )
+    yield "it can be below 0", lambda: total(even, [0.1, 0.9], 0.1) < 0
+    yield (
+        "no probability, no term",
+        lambda: np.isclose(total([1.0, 0.0], even, 9.0), np.log(2)),
+    )
+    yield (
+        "weighed by the teacher, not the student",
+        lambda: np.isclose(
+            total([0.9, 0.1], even, 9.0), 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
+        ),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-cap", capped_sum)
+
+# %% [markdown]
+# ### Exercise 3: a silent bug
+#
+# A colleague compares the two rows of logits by `compared_with_a_bug`. Row number $n$ of a causal model's logits says what comes *after* token $n$. The two models are compared at equal places, the loss is finite, it falls, and it is exactly 0 when the teacher reads nothing: that test sees nothing. Which token of the attempt never teaches, and what takes its place? Write
+# `compared`: the rows of each that are about the tokens of the attempt. (What else would pass that test? A teacher whose gradient is not stopped. There the two meet halfway, and the teacher is made to forget what it read.)
+
+
+# %% tags=["page-only"]
+def compared_with_a_bug(plain: int, helped: int, length: int) -> tuple[range, range]:
+    """Rows of logits to compare: the plain prompt has `plain` tokens, the teacher's `helped`."""
+    return range(plain, plain + length), range(helped, helped + length)
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-rows", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def compared(plain: int, helped: int, length: int) -> tuple[range, range]:
+    """(student's rows, teacher's rows) that are about an attempt of `length` tokens."""
+    ### BEGIN SOLUTION
+    return range(plain - 1, plain - 1 + length), range(helped - 1, helped - 1 + length)
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-rows-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-rows")
+def properties_of_rows(rows):
+    def both(*numbers):
+        return [list(own) for own in rows(*numbers)]
+
+    yield "as many of each", lambda: [len(own) for own in both(5, 9, 3)] == [3, 3]
+    yield (
+        "as far apart as the prompts",
+        lambda: both(5, 9, 3)[1][0] - both(5, 9, 3)[0][0] == 4,
+    )
+    ### BEGIN HIDDEN TESTS
+    yield "the first token is taught", lambda: both(5, 9, 3)[0] == [4, 5, 6]
+    yield "and by the right row", lambda: both(5, 9, 3)[1] == [8, 9, 10]
+    yield "equal prompts", lambda: both(7, 7, 2) == [[6, 7], [6, 7]]
+    yield "one token", lambda: both(3, 8, 1) == [[2], [7]]
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-rows", compared)
+
+# %% [markdown]
+# ### Exercise 4: predict, then break it
+#
+# Write `heard`: whether a term at the cap leaves any gradient, for a token that the teacher gives the probability $p$ and the student $q$. At equality it is at the cap. Then predict: with a cap of .05, which tokens of the attempt at the top still teach? Does the policy of `uncapped` answer more boldly than that of `search_e1`? Run
+# `minisearch run 9 -p arms search_e1,uncapped` and look at its answers, searches and `gold_sampled` in the table.
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-heard", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def heard(p: float, q: float, cap: float) -> bool:
+    """Whether min(cap, p log(p / q)) changes with q."""
+    ### BEGIN SOLUTION
+    return p > 0 and p * math.log(p / q) < cap
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-heard-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-heard")
+def properties_of_heard(is_heard):
+    yield "nearly agreed", lambda: is_heard(0.9, 0.8, 0.5)
+    yield "a name that nobody can know", lambda: not is_heard(0.99, 1e-6, 1.0)
+    ### BEGIN HIDDEN TESTS
+    yield "a rare token from far away", lambda: is_heard(0.05, 1e-6, 1.0)
+    yield "the student is too sure", lambda: is_heard(0.2, 0.9, 0.1)
+    yield "just below", lambda: is_heard(0.5, 0.5 * math.exp(-1.98), 1.0)
+    yield "just above", lambda: not is_heard(0.5, 0.5 * math.exp(-2.02), 1.0)
+    yield "no opinion", lambda: not is_heard(0.0, 0.3, 1.0)
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-heard", heard)
+
+# %% [markdown]
+# ### Exercise 5: after the round
+#
+# Write `merged_weight`. Its rank is in the shapes. Then: a colleague merges and forgets to take the adapter away. What is the policy of the next round?
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-merge", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def merged_weight(
+    weight: np.ndarray, down: np.ndarray, up: np.ndarray, alpha: float
+) -> np.ndarray:
+    """The weight of one layer that does what layer and adapter do.
+
+    Shape: (m, n), (r, n), (m, r) -> (m, n).
+    """
+    ### BEGIN SOLUTION
+    return weight + alpha / len(down) * up @ down
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-merge-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch09-merge")
+def properties_of_merge(merge_into):
+    random = np.random.default_rng(0)
+    weight, down, up, x = (
+        random.normal(size=shape) for shape in ((3, 4), (2, 4), (3, 2), (4,))
+    )
+    yield (
+        "nothing learnt",
+        lambda: np.allclose(merge_into(weight, down, 0 * up, 8), weight),
+    )
+    yield "a weight's shape", lambda: merge_into(weight, down, up, 8).shape == (3, 4)
+    ### BEGIN HIDDEN TESTS
+    yield (
+        "what both do together",
+        lambda: np.allclose(
+            merge_into(weight, down, up, 2.0) @ x, weight @ x + up @ (down @ x)
+        ),
+    )
+    yield (
+        "scaled by alpha over the rank",
+        lambda: np.allclose(
+            merge_into(weight, down, up, 6.0) - weight, 3 * (up @ down)
+        ),
+    )
+    yield (
+        "rank one",
+        lambda: np.allclose(
+            merge_into(weight, down[:1], up[:, :1], 1.0) - weight, up[:, :1] @ down[:1]
+        ),
+    )
+    ### END HIDDEN TESTS
+
+
+assert check("ch09-merge", merged_weight)
+
+# %% [markdown]
+# ## At scale
+#
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. A round of distillation needs less: the policy is frozen and has no state of an optimiser, and a pair is read, where an attempt of GRPO has to be written.
+
+# %% tags=["page-only", "hide-input"]
+full = DistilSettings.of("full")
+parameters, layers, width, inner, key = 3.1e9, 36, 2048, 11008, 256  # Qwen2.5-3B
+sizes = [2 * (width + width), 2 * (width + key), 3 * (width + inner)]
+adapter = layers * full.rank * sum(sizes)
+attempt, length = 1500, 151_936
+print(f"adapters of rank {full.rank}: {adapter / 1e6:.0f} M parameters")
+print(
+    f"their weights, gradients and Adam's two moments: {adapter * 16 / 2**30:.1f} GiB"
+)
+pool_size = full.pool_steps * full.questions_a_step * full.group
+read = full.updates * full.pairs_a_step * 3 * attempt
+print(
+    f"a pool: {pool_size:,} attempts, {pool_size * attempt / 1e6:.0f} M tokens written"
+)
+print(f"a round: {read / 1e6:.0f} M tokens read, a third of them with gradients")
+print(f"logits of one pair, both models: {2 * 4 * 500 * length / 2**30:.1f} GiB")
+
+# %% [markdown]
+# Attempts of 1,500 tokens of which the policy wrote 500 are assumed. The last line is what to look at first: a divergence over a whole vocabulary needs all logits of all written tokens, twice, so that the pairs of a step have to be read in parts.
+#
+# ```bash
+# minisearch run 9 --profile small
+# minisearch run 9 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve
+# ```
+#
+# Nobody has run `small` or `full` yet; their columns are configuration. What chapter 7 says of the prompt of `small` is true here as well, and no model from the shelf was ever shown a `<reference>`: measure step 6 before anything is trained.
+
+# %% tags=["page-only", "hide-input"]
+pd.DataFrame(DistilSettings.table()).set_index("setting")
+
+# %% [markdown]
+# ## References
+#
+# ```{bibliography}
+# :filter: docname in docnames
+# :list: bullet
+# ```
