@@ -14,8 +14,8 @@
 # %% [markdown]
 # # Search-E1: shown how a sibling did it
 #
-# Eight attempts at a question: one found the answer with two searches, another needed four, six went astray. The search agent of [chapter 7](07_search_agent.py) learns from the eight that some were right and others wrong; *where* the
-# others went astray it has to find out by itself. Search-E1 {cite:p}`searche1` makes more of the same attempts. After a round of GRPO the policy is shown a sibling that was right with few searches, and is asked what it would have
+# Several attempts at one question: one found the answer with two searches, another needed four, others went wrong. The search agent of [chapter 7](07_search_agent.py) learns from the eight that some were right and others wrong; *where* the
+# others went wrong it has to find out by itself. Search-E1 {cite:p}`searche1` makes more of the same attempts. After a round of GRPO the policy is shown a sibling that was right with few searches, and is asked what it would have
 # written in the place of one that failed. That opinion, of the same policy with a better prompt, is the teacher; the policy without the prompt is the student. Nothing else is added: no larger model, no judge, no reward for a step. This chapter builds that round, asks first whether
 # the teacher knows better, and on what tokens, and then whether such rounds are worth the attempts that they take from GRPO.
 
@@ -29,6 +29,7 @@ Markdown(card_box("09_search_e1"))
 
 # %% tags=["hide-input"]
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 # %% tags=["hide-input"]
 from minisearch.agents.grpo import Step
 from minisearch.agents.protocol import protocol_of, reference_block
-from minisearch.agents.queries import record_test
+from minisearch.agents.queries import written_tokens
 from minisearch.agents.rewards import exact_match_reward, normalise_answer
 from minisearch.agents.rollout import RolloutConfig, rollout
 from minisearch.agents.scoring import log_prob_of, logits_before
@@ -56,6 +57,7 @@ from minisearch.agents.study import (
     judged,
     open_world,
     real_task,
+    record_answers,
     record_training,
     train,
 )
@@ -113,7 +115,7 @@ HTML(
 )
 
 # %% [markdown]
-# Where did the second one leave the way? To GRPO all its tokens are equally bad. Somebody who has read the first attempt can say more: at each token of the second one, what to write instead.
+# Where did the second one go wrong? To GRPO all its tokens are equally bad. Somebody who has read the first attempt can say more: at each token of the second one, what to write instead.
 #
 # ## What the paper claims
 #
@@ -127,8 +129,8 @@ HTML(
 # | MuSiQue, over AutoRefine | +.036 |
 # | Bamboogle (125 questions), over AutoRefine | +.120 |
 #
-# The claim behind the table: plain GRPO, and between its rounds an offline round in which the policy learns from its own more efficient attempts, is better than methods that add process rewards, critics or larger teachers. The
-# signal is said to be dense, one value a token.
+# The claim behind the table: plain GRPO, and between its rounds an offline round in which the policy learns from its own more efficient attempts, is better than agents trained by outcome alone (Search-R1, ReSearch, AutoRefine) or with rewards for steps (StepSearch,
+# GiGPO). Why it should be is our reading: a value for each token says more than a value for each attempt.
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -219,14 +221,14 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: a pair of each question
 #
-# When a GRPO round has ended, the policy attempts some of the questions of that round anew, eight times each: the *pool*. Of each question one {term}`pair <sibling>` is picked {cite:p}`searche1`:
+# When a GRPO round has ended, the policy attempts some of the questions of that round anew, eight times each: the *pool*. Of each question one pair of {term}`siblings <sibling>` is picked {cite:p}`searche1`:
 #
 # $$y^+ = \arg\min_{o\ \text{right}} |\text{searches}(o)|, \qquad
 # y^- = \arg\max_{o \in \mathcal{B}} d(o, y^+), \qquad
 # \mathcal{B} = \begin{cases}\text{wrong attempts} & \text{if there are any}\\ \text{the other right ones} & \text{else.}\end{cases}$$ (eq-09-pair)
 #
-# The distance $d$ is not known. Ours is the difference in the number of searches, and between equal ones the edits that make one attempt's written tokens the other's. Among right attempts as many searches as the reference's are no difference that is worth
-# learning, and such a question gives no pair. Nor does one that nobody answered.
+# Of right attempts with equally many searches the shortest is the reference. The distance $d$ is not known. Ours is the difference in the number of searches, and between equal ones the edits that make one attempt's written tokens the other's. Two right attempts with equally many searches
+# have nothing to teach each other: a question where all are like that gives no pair. Nor does one that nobody answered.
 
 
 # %%
@@ -247,6 +249,9 @@ class Pair:
     student: Trajectory
     reference: Trajectory | None
     was_right: bool = False  # the student's attempt was right, only longer
+    spared: int = (
+        0  # searches of the reference beyond those of the right one with fewest
+    )
 
 
 def written(attempt: Trajectory) -> list[int]:
@@ -279,9 +284,10 @@ def picked(
 
     Args:
         which: the reference is the right attempt with "fewest" or with most searches ("longest"),
-            or a "random" one, right or wrong. The student's attempt is the same for all three.
+            or a "random" other one, right or wrong. The student's attempt is always the same.
     """
-    length = [(len(a.queries), len(a.ids)) for a in group.attempts]
+    own = group.attempts
+    length = [(len(a.queries), len(a.ids)) for a in own]
     good = [n for n, right in enumerate(group.right) if right]
     if not good:
         return None
@@ -290,12 +296,11 @@ def picked(
     others = others or [n for n in good if length[n][0] != length[best][0]]
     if not others:
         return None
-    own = group.attempts
     student = max(others, key=lambda n: distance(own[n], own[best]))
     if which == "longest":
         best = max((n for n in good if n != student), key=lambda n: length[n])
     elif which == "random":
-        rest = [n for n in range(len(own)) if n != student]
+        rest = [n for n in range(len(own)) if n not in (student, best)] or [best]
         best = rest[random.integers(len(rest))]
     return best, student
 
@@ -377,7 +382,7 @@ for group in pool:
 def told(
     lm: LanguageModel, question: Question, reference: Trajectory | None = None
 ) -> list[int]:
-    """The prompt's tokens, with an attempt to read or without."""
+    """The prompt's tokens, with the text of an attempt to read or without."""
     end = lm.tokenizer.eos_token or ""
     blocks = [reference_block(reference.text.replace(end, ""))] if reference else []
     protocol = protocol_of(lm.tokenizer)
@@ -407,6 +412,27 @@ def fits(lm: LanguageModel, pair: Pair, tokens: int) -> bool:
     return row <= min(most, tokens)
 
 
+# %% [markdown]
+# What the teacher reads is the method's heart, and so there are switches for it: another sibling, an attempt at another question, the right answer alone, or the reference with every mention of the answer taken out.
+
+
+# %%
+def instead(pair: Pair, what: str) -> Pair:
+    """The pair with something else to read: "none", the "answer" alone, or all but it ("masked").
+
+    In a masked reference the golden answers read `unknown`, in passages and thoughts too.
+    """
+    if pair.reference is None or what == "none":
+        return replace(pair, reference=None)
+    text = pair.reference.text
+    if what == "answer":
+        text = f"<answer> {pair.reference.answer} </answer>"
+    elif what == "masked":
+        for answer in pair.question["golden_answers"]:
+            text = re.sub(re.escape(answer), "unknown", text, flags=re.IGNORECASE)
+    return replace(pair, reference=replace(pair.reference, text=text))
+
+
 # %%
 def pairs_of(
     lm: LanguageModel,
@@ -415,29 +441,32 @@ def pairs_of(
     tokens: int,
     random: np.random.Generator,
 ) -> list[Pair]:
-    """The pairs of a pool; those are left out whose teacher's row would be too long.
+    """The pairs of a pool, one a question; which ones does not depend on what is read.
+
+    A pair is left out where any attempt of its group would make the teacher's row too long.
 
     Args:
         which: as in `picked`; or "stranger", the reference of another question that has a
-            pair; or "none", the teacher is shown nothing.
+            pair; or what `instead` does.
     """
     found = []
     for group in pool:
-        own = which if which in ("longest", "random") else "fewest"
-        numbers = picked(group, own, random)
-        if numbers is not None:
-            reference, student = (group.attempts[n] for n in numbers)
-            was_right = group.right[numbers[1]]
-            found.append(Pair(group.question, student, reference, was_right))
+        numbers = picked(group, "fewest", random)
+        if numbers is None:
+            continue
+        best, student = (group.attempts[n] for n in numbers)
+        own = Pair(group.question, student, best, group.right[numbers[1]])
+        if not all(fits(lm, replace(own, reference=a), tokens) for a in group.attempts):
+            continue
+        if which in ("longest", "random"):
+            best = group.attempts[(picked(group, which, random) or numbers)[0]]
+        spared = len(best.queries) - len(own.reference.queries)
+        found.append(replace(own, reference=best, spared=spared))
     if which == "stranger":
-        found = [
-            replace(pair, reference=found[n - 1].reference)
-            for n, pair in enumerate(found)
-            if len(found) > 1
-        ]
-    elif which == "none":
-        found = [replace(pair, reference=None) for pair in found]
-    return [pair for pair in found if fits(lm, pair, tokens)]
+        others = [pair.reference for pair in found]
+        found = [replace(p, reference=others[n - 1]) for n, p in enumerate(found)]
+        found = [p for p in found if len(found) > 1 and fits(lm, p, tokens)]
+    return [instead(pair, which) for pair in found]
 
 
 # %% [markdown]
@@ -465,8 +494,12 @@ def divergence(
 
 
 # %% [markdown]
-# Two things about that cap. Terms where the student is too *sure* are negative and are not capped, so that the capped sum is no divergence any more: it can fall below 0. And a term at the cap has no gradient at all. If the teacher gives a token the probability $p$, the term is at the cap once the student gives it less than
-# $p\, e^{-c/p}$. The cap does not soften what the student hears, it silences what is furthest from what the student would do:
+# Three things about that cap. Terms where the student is too *sure* are negative and are not capped, so that the capped sum is no divergence any more: it can fall below 0. A term at the cap is silent. If the teacher gives a token the probability $p$, that happens once the student gives it less than
+# $p\, e^{-c/p}$: what is furthest from what the student would do is not heard. And silence is not neutral. The terms that are still heard raise *their* tokens, and as probabilities sum to one, a silent token is pushed further *down*. With $S$ for the silent tokens and $z$ for the student's logits,
+#
+# $$\frac{\partial L_p}{\partial z_k} = p_S(k) \sum_{v \notin S} p_T(v) \;>\; 0 \qquad \text{for } k \in S.$$ (eq-09-silent)
+#
+# How often that happens to the very token that the teacher would write is recorded below as *silenced*.
 
 # %% tags=["page-only", "nbval-check-output"]
 for cap in (0.05, 0.2, 1.0, 3.0):
@@ -476,9 +509,14 @@ print("where the teacher gives the token .9, .5, .2")
 one, two = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log()
 free, capped = divergence(one, two).item(), divergence(one, two, cap=0.2).item()
 print(f"teacher .6 .4, student .2 .8: {free:.3f} nats, with a cap of .2: {capped:+.3f}")
+logits = two.clone().requires_grad_()
+divergence(one, logits, cap=0.2).sum().backward()
+slope = logits.grad[0, 0].item()
+print(f"slope at the first token, which the teacher prefers: {slope:+.2f}")
+record.check("a silent token is pushed down", slope > 0, "descent lowers it")
 
 # %% [markdown]
-# That may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know. The student gives them nearly no probability, and with a cap it is not taught to guess them. But it does not hear of a good query either that it would never have thought of.
+# For some tokens that may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know; with a cap the student is not taught to guess them. But the same happens to a good query that the student would hardly have thought of. The cap is therefore swept, and there is an arm without one.
 #
 # Here is the divergence along the attempt at the top, token by token. Grey was read, not written.
 
@@ -571,7 +609,7 @@ def switched_off(adapters: Sequence[LowRank]) -> Iterator[None]:
 # %% [markdown]
 # ## Step 5: the round
 #
-# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, no tokens of answers. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
+# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, and no tokens inside an answer, for which the place of each written token has to be known. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
 # many updates.
 
 
@@ -580,21 +618,40 @@ def switched_off(adapters: Sequence[LowRank]) -> Iterator[None]:
 class Round:
     """What a round of distillation does; the defaults are those of `search_e1`."""
 
-    reference: str = "fewest"  # "longest", "random", "stranger" or "none"
+    reference: str = "fewest"  # what the teacher reads, as in `pairs_of`
     loss: str = (
         "forward"  # "reverse"; "sft": the reference itself; "nothing": no update
     )
     capped: bool = True
-    answers: bool = True  # False: without the tokens of the student's answer
+    answers: bool = True  # False: without the inside of the student's answer
     questions: str = "seen"  # in the GRPO round; "new" ones; "unlabelled": new, by vote
-    reused: bool = (
-        False  # the pool is what the GRPO round wrote: no attempts of its own
-    )
+    reused: bool = False  # the pool is what GRPO wrote: no attempts of its own
+    closing: bool = False  # GRPO once more after the last round
 
 
-def kinds_of(attempts: Sequence[Trajectory]) -> list[str]:
-    """The kind of each written token, in the order of the logits. Shape: -> (M,)."""
-    return [s.kind for a in attempts for s in a.segments if s.sampled for _ in s.ids]
+# %%
+def places_of(attempt: Trajectory) -> list[str]:
+    """Where each written token stands. Shape: -> (tokens that were written,)."""
+    found: list[str] = []
+    for number, segment in enumerate(attempt.segments):
+        if not segment.sampled:
+            continue
+        before, after = attempt.segments[number - 1], attempt.segments[number + 1 :]
+        if (
+            segment.kind == "answer"
+        ):  # after the last search the tag is not the policy's
+            opens = before.sampled or before.kind != "answer"
+        else:
+            opens = bool(after) and after[0].kind == "query"
+        names = {
+            "think": ("thought", "thought"),
+            "search": ("search or answer" if opens else "tags", "tags"),
+            "query": ("query, first token", "query, later"),
+            "answer": ("search or answer" if opens else "answer", "answer"),
+        }
+        first, later = names.get(segment.kind, ("other", "other"))
+        found += [first] + [later] * (len(segment.ids) - 1)
+    return found
 
 
 # %%
@@ -620,16 +677,22 @@ class Distil(Module):
         if self.how.loss == "sft":
             return sft_loss(self.lm, pairs)
         teacher, student = compared_logits(self.lm, pairs, self.adapters)
-        kinds = kinds_of([pair.student for pair in pairs])
-        keep = torch.tensor([self.how.answers or kind != "answer" for kind in kinds])
-        teacher, student, reverse = (
-            teacher[keep],
-            student[keep],
-            self.how.loss == "reverse",
-        )
+        places = [place for pair in pairs for place in places_of(pair.student)]
+        keep = torch.tensor([self.how.answers or p != "answer" for p in places])
+        teacher, student = teacher[keep], student[keep]
+        reverse = self.how.loss == "reverse"
         held = divergence(teacher, student, self.cap, reverse)
-        whole = divergence(teacher, student.detach(), reverse=reverse)
-        return {"loss": held.mean(), "whole": whole.mean()}
+        with torch.no_grad():
+            whole = divergence(teacher, student, reverse=reverse).mean()
+            silent = silenced(teacher, student, self.cap).mean()
+        return {"loss": held.mean(), "whole": whole, "silenced": silent}
+
+
+def silenced(teacher: Tensor, student: Tensor, cap: float) -> Tensor:
+    """Where the teacher's favourite token is at the cap. Shape: (M, V), (M, V) -> (M,) float."""
+    p, best = teacher.softmax(-1).max(-1)
+    q = student.log_softmax(-1).gather(-1, best[:, None])[:, 0]
+    return (p * (p.log() - q) >= cap).float()
 
 
 # %%
@@ -708,15 +771,23 @@ drift = distil(drifting, empty, Round(), constant, seed=0).column("loss")[1]
 print("loss by update:", " ".join(f"{value:.0e}" for value in drift))
 
 # %% [markdown]
-# A larger constant in Adam's denominator delays that and does not stop it. So the control *no privilege* is two controls here: `pool_only` makes no update at all, `no_privilege` makes them and shows what they do by themselves. In a real round the same goes on at the end, when the student has come near: hence a rate that falls to 0.
+# So the control *no privilege* is two controls here: `pool_only` makes no update at all, `no_privilege` makes them and shows what they do by themselves. The rate of a round falls to 0, which ends such steps.
 #
 # ## Step 6: does the teacher know better?
 #
-# Before anything is trained. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, with its right sibling in the prompt, and with a right attempt at *another* question. If the
-# second is not better than the first, there is nothing to distil. If the third is as good as the second, it is the form of the prompt that helps.
+# Before anything is trained. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, and with its right sibling in the prompt. If the
+# second is not better than the first, there is nothing to distil. That it is better here is no discovery: in pre-training, what stood in such a place was worth following, so that it was built in. The question is what of it can be learnt.
+#
+# A right sibling holds the answer. A teacher that only copies it is better too, and knows nothing about searching. So two more teachers go on with the same attempts: one has read the *answer alone*, one the reference with every mention of the answer *masked*. And one has read a right attempt at another question, a *stranger*, which our models never met in pre-training.
 
 
 # %%
+def cut_at(pair: Pair) -> int:
+    """Tokens of the student's attempt up to and with what its first search brought."""
+    attempt = pair.student
+    return len(attempt.prefix(0)) if attempt.queries else attempt.prompt_length
+
+
 def from_here(
     lm: LanguageModel,
     library: Retriever,
@@ -727,14 +798,10 @@ def from_here(
     """Exact match of the policy that goes on with the students' attempts, having read references."""
     if not pairs:
         return math.nan
-    prompts, room = [], settings.row_tokens - settings.turn_tokens
+    texts = []
     for pair in pairs:
-        attempt = pair.student
-        cut = len(attempt.prefix(0)) if attempt.queries else attempt.prompt_length
-        own = attempt.ids[attempt.prompt_length : cut]
-        prompt = told(lm, pair.question, pair.reference) + own
-        prompts.append(prompt if len(prompt) < room else told(lm, pair.question) + own)
-    texts = [lm.decode(prompt) for prompt in prompts]
+        own = pair.student.ids[pair.student.prompt_length : cut_at(pair)]
+        texts.append(lm.decode(told(lm, pair.question, pair.reference) + own))
     protocol = protocol_of(lm.tokenizer)
     found = rollout(lm, library, protocol, texts, settings.attempts(), seed)
     asked = [pair.question for pair in pairs]
@@ -742,30 +809,48 @@ def from_here(
     return float(np.mean(right))
 
 
+# %%
+READINGS = ("none", "fewest", "answer", "masked", "stranger")
+
+
+def as_read(pairs: Sequence[Pair], what: str) -> list[Pair]:
+    """The same pairs with another thing to read."""
+    if what == "stranger":
+        others = [pair.reference for pair in pairs]
+        return [replace(p, reference=others[n - 1]) for n, p in enumerate(pairs)]
+    return [instead(pair, what) for pair in pairs]
+
+
+def record_readings(
+    name: str,
+    lm: LanguageModel,
+    library: Retriever,
+    pairs: Sequence[Pair],
+    settings: DistilSettings,
+) -> None:
+    """Exact match from the students' attempts on, by what was read; the same pairs for all.
+
+    Those are left out whose attempt could not go on with something read, for want of room.
+    """
+    every = {what: as_read(pairs, what) for what in READINGS}
+    most = getattr(lm.model.config, "max_position_embeddings", None) or math.inf
+    room = min(most, settings.row_tokens) - settings.turn_tokens
+    fit_all = [
+        all(len(told(lm, p.question, p.reference)) + cut_at(p) < room for p in own)
+        for own in zip(*every.values(), strict=True)
+    ]
+    record.metric(f"{name}/no room", float(len(pairs) - sum(fit_all)))
+    for what, own in every.items():
+        kept = [p for p, fit in zip(own, fit_all, strict=True) if fit]
+        em = from_here(lm, library, kept, settings, 12)
+        record.metric(f"{name}/em {what}", em)
+
+
 # %% [markdown]
-# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop. The first token of a query is the other decision that the paper's signal should reach.
+# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop; the first token of a query is another decision. If the signal is about decisions, as we read the paper, it should be there.
 
 
 # %%
-def places_of(attempt: Trajectory) -> list[str]:
-    """Where each written token stands. Shape: -> (tokens that were written,)."""
-    found: list[str] = []
-    for number, segment in enumerate(attempt.segments):
-        if not segment.sampled:
-            continue
-        after = attempt.segments[number + 1 : number + 2]
-        opens = segment.kind == "answer" or (after and after[0].kind == "query")
-        names = {
-            "think": ("thought", "thought"),
-            "search": ("search or answer" if opens else "tags", "tags"),
-            "query": ("query, first token", "query, later"),
-            "answer": ("search or answer", "answer"),
-        }
-        first, later = names.get(segment.kind, ("other", "other"))
-        found += [first] + [later] * (len(segment.ids) - 1)
-    return found
-
-
 @torch.no_grad()
 def along_attempts(
     lm: LanguageModel, pairs: Sequence[Pair], cap: float = math.inf
@@ -783,7 +868,7 @@ def along_attempts(
 
 # %%
 def spare_searches(pool: Sequence[Group]) -> float:
-    """Searches that a right attempt could save: their mean less the fewest, by question."""
+    """Searches that a right attempt could save: their mean less the fewest, over questions."""
     spare = []
     for group in pool:
         counts = [
@@ -803,21 +888,16 @@ def look(name: str, lm: LanguageModel, task: Task) -> None:
     pairs = pairs_of(lm, pool, "fewest", settings.row_tokens, random)
     record.metric(f"{name}/pairs", len(pairs) / len(pool))
     record.metric(f"{name}/spare_searches", spare_searches(pool))
-    for what, reference in {
-        "alone": "none",
-        "told": "fewest",
-        "stranger": "stranger",
-    }.items():
-        own = pairs_of(lm, pool, reference, settings.row_tokens, random)
-        record.metric(
-            f"{name}/em {what}", from_here(lm, task.library, own, settings, 12)
-        )
-    for cap, which in ((math.inf, "kl"), (settings.cap, "capped kl")):
-        for place, values in along_attempts(lm, pairs, cap).items():
-            record.metric(f"{name}/{which}/{place}", float(values.mean()))
+    record_readings(name, lm, task.library, pairs, settings)
+    whole, capped = (along_attempts(lm, pairs, c) for c in (math.inf, settings.cap))
+    total = sum(values.sum() for values in whole.values())
+    for place, values in whole.items():
+        record.metric(f"{name}/kl/{place}", float(values.mean()))
+        record.metric(f"{name}/capped kl/{place}", float(capped[place].mean()))
+        record.metric(f"{name}/share of kl/{place}", float(values.sum() / total))
 
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, mean divergence of a token by the place it stands at, whole and with the cap; pairs of the questions at the top. If the signal sat on decisions alone, the first two bars would stand out.", "name": "fig-09-places"}, "image": {"alt": "Horizontal bars, two for each place in an attempt: how far teacher and student differ there, with and without the cap. Answers and the later words of queries stand out, the choice between search and answer does not."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, on pairs of the questions at the top. Left: mean divergence of a token by the place it stands at, whole and with the cap. Right: the share of the whole divergence that a place has, with the number of its tokens.", "name": "fig-09-places"}, "image": {"alt": "Two panels of horizontal bars by place in an attempt. Left, how far teacher and student differ at a token there, with and without the cap; right, what share of all divergence lies there."}}
 import pandas as pd
 
 from minisearch import pages
@@ -829,45 +909,73 @@ PLACES = (
 )  # fmt: skip
 whole = along_attempts(start, shown_pairs)
 with_cap = along_attempts(start, shown_pairs, settings.cap)
-fig, ax = figure(height=2.8)
+nothing = np.zeros(1)
+fig, axes = figure(width=7, height=2.6, columns=2, layout="constrained")
 for n, (label, values) in enumerate({"whole": whole, "capped": with_cap}.items()):
-    heights = [values[p].mean() if p in values else 0.0 for p in PLACES]
-    ax.barh(np.arange(6) + 0.4 * n, heights, 0.38, color=COLORS[n], label=label)
-ax.set_yticks(np.arange(6) + 0.2, PLACES)
-ax.invert_yaxis()
-ax.set_xlabel("nats a token")
-ax.legend()
+    heights = [values.get(place, nothing).mean() for place in PLACES]
+    axes[0].barh(np.arange(6) + 0.4 * n, heights, 0.38, color=COLORS[n], label=label)
+shares = np.array([whole.get(place, nothing).sum() for place in PLACES])
+counts = [len(whole.get(place, ())) for place in PLACES]
+axes[1].barh(np.arange(6) + 0.2, shares / shares.sum(), 0.6, color=COLORS[0])
+axes[0].set_yticks(np.arange(6) + 0.2, PLACES)
+axes[1].set_yticks(np.arange(6) + 0.2, [f"{count:,}" for count in counts])
+for ax, title in zip(axes, ("nats a token", "share of all; tokens"), strict=True):
+    ax.invert_yaxis()
+    ax.set_xlabel(title)
+axes[0].legend()
 record.figure(fig, "places", "divergence by place")
 
 # %% [markdown]
-# Two places stand out. One is the rest of a query: it begins with the name that is asked about, which both know, and the decision is the word that follows, or that none does (then the closing tag, among the *tags*). The other is the *answer*: the teacher has read the right one, and says it whatever the student's attempt brought. There the student is taught a name that nothing before it explains. That
-# is the weak point of showing a teacher a whole attempt, answer included, and one reason for a cap. The arm `no_answers` leaves those tokens out.
+# What to look for. If the signal were about decisions, the first two bars would stand out. A query begins with the name that is asked about, which both know; the decision is then the word that follows, or that none does (the closing tag, among the *tags*). And look at the *answer*: the teacher has read the right one, and can say it whatever the student's attempt brought. There the student is
+# taught a name that nothing before it explains. The arm `no_answers` leaves those tokens out, the teacher of `masked` has not seen the answer, and that of `answer_only` has seen nothing else.
 #
 # What the pairs of the two starting models are like, means over three training encyclopedias each:
 
 # %% tags=["page-only", "hide-input"]
 
 
-def grid_mean(name: str) -> float:
-    """The mean of a metric over the grid's cells; not a number where none has it."""
-    found = [c.metrics[name] for c in load_cells("09_search_e1") if name in c.metrics]
+def grid_mean(name: str, init: int | None = None) -> float:
+    """The mean of a metric over the grid's cells, or those of one model; NaN where none has it."""
+    found = [
+        c.metrics[name]
+        for c in load_cells("09_search_e1")
+        if name in c.metrics and init in (None, c.cell.init_seed)
+    ]
     return float(np.mean(found)) if found else np.nan
 
 
 LOOKS = {
     "questions that give a pair": "pairs",
     "searches a right attempt could save": "spare_searches",
-    "gone on alone, exact match": "em alone",
-    "having read the right sibling": "em told",
+    "continued alone, exact match": "em none",
+    "having read the right sibling": "em fewest",
+    "having read the answer alone": "em answer",
+    "having read the sibling, answer masked": "em masked",
     "having read another question's": "em stranger",
 }
-looked = {shown_as: grid_mean(f"look/{name}") for shown_as, name in LOOKS.items()}
-pd.Series(looked, name="mean").to_frame().round(3)
+looked = {
+    f"model {n}": {row: grid_mean(f"look/{name}", n) for row, name in LOOKS.items()}
+    for n in (0, 1)
+}
+pd.DataFrame(looked).round(3)
+
+# %% [markdown]
+# And where they differ, over the same cells: nats a token, with the cap, and the share of the whole.
+
+# %% tags=["page-only", "hide-input"]
+by_place = {
+    place: {
+        what: grid_mean(f"look/{what}/{place}")
+        for what in ("kl", "capped kl", "share of kl")
+    }
+    for place in PLACES
+}
+pd.DataFrame(by_place).T.round(3)
 
 # %% [markdown]
 # ## Step 7: rounds, and what they cost
 #
-# A pool is made of attempts, and attempts are what training costs. So all arms make equally many: where GRPO has 20 steps of 64 attempts, two rounds with a pool of two steps each leave 16 steps for GRPO. A third round takes two more away. What the arm `reused` asks is whether a pool of its own is needed: it takes
+# A pool is made of attempts, and attempts are what training costs. So all arms make equally many: where GRPO has 20 steps of 64 attempts, two rounds with a pool of two steps each leave 16 steps for GRPO. What the arm `reused` asks is whether a pool of its own is needed: it takes
 # the attempts that GRPO made in the round, which come free, but from a policy that was still changing.
 #
 # Whatever a new round of GRPO starts from, its optimiser starts anew. That goes for every arm with rounds, `pool_only` among them.
@@ -889,41 +997,35 @@ class Evolution:
 
 
 class Kept:
-    """Remembers the attempts that GRPO makes; adds nothing to it."""
+    """Remembers the attempts that GRPO makes, by question; adds nothing to it."""
 
-    def __init__(self) -> None:
-        self.steps: list[Step] = []
+    def __init__(self, each: int) -> None:
+        self.each, self.groups = each, []  # type: int, list[Group]
 
     def __call__(self, step: Step) -> Tensor:
         """Shape: -> (N, L)."""
-        self.steps.append(step)
+        for n in range(0, len(step.attempts), self.each):
+            attempts = step.attempts[n : n + self.each]
+            self.groups.append(group_of(step.questions[n], attempts, labelled=True))
         return torch.zeros_like(step.advantages)
-
-    def groups(self, each: int) -> list[Group]:
-        """The attempts by question."""
-        return [
-            group_of(step.questions[n], step.attempts[n : n + each], labelled=True)
-            for step in self.steps
-            for n in range(0, len(step.attempts), each)
-        ]
 
 
 # %%
 def shares(settings: DistilSettings, how: Round) -> list[int]:
-    """Steps of GRPO in each round; what the pools take is left out.
+    """Steps of GRPO in each part, before every round and after a closing one.
+
+    What the pools take is left out.
 
     Raises:
-        InputError: where a round has no step left.
+        InputError: where a part has no step left.
     """
     taken = 0 if how.reused else settings.rounds * settings.pool_steps
-    left = settings.steps - taken
-    if left < settings.rounds:
-        found = (
-            f"{settings.steps} for {settings.rounds} rounds whose pools take {taken}"
-        )
-        expected = f"at least {taken + settings.rounds}, a step of GRPO in each round"
+    left, parts = settings.steps - taken, settings.rounds + how.closing
+    if left < parts:
+        found = f"{settings.steps} steps for {parts} parts; pools take {taken}"
+        expected = f"at least {taken + parts}, a step of GRPO in each part"
         raise InputError("parameter steps", found, expected, "raise steps.")
-    return [len(part) for part in np.array_split(np.arange(left), settings.rounds)]
+    return [len(part) for part in np.array_split(np.arange(left), parts)]
 
 
 def pool_questions(
@@ -950,12 +1052,9 @@ def pool_after(
     settings: DistilSettings,
     how: Round,
     number: int,
-    kept: Kept,
+    trained_on: Sequence[Question],
 ) -> list[Group]:
     """The pool of round `number`, once its GRPO has ended."""
-    if how.reused:
-        return kept.groups(settings.group)
-    trained_on = [group.question for group in kept.groups(settings.group)]
     questions = pool_questions(task, trained_on, settings, how, number)
     own, labelled = derive_seed(seed, "pool", number), how.questions != "unlabelled"
     return pool_of(lm, task.library, questions, settings, own, labelled)
@@ -967,31 +1066,46 @@ def evolve(
 ) -> Evolution:
     """Rounds of GRPO, each followed by a round of distillation, in place."""
     run, first, asked = Evolution(), 0, settings.questions_a_step
+    pool_cost = 0 if how.reused else settings.pool_steps
     for number, steps in enumerate(shares(settings, how)):
         own = replace(settings, steps=steps)
-        part = replace(
-            task, training=task.training[first * asked : (first + steps) * asked]
-        )
-        kept, began = Kept(), derive_seed(seed, "round", number)
-        module = train(lm, part, own, began, extra_advantage=kept)
-        before = (first + number * settings.pool_steps * (not how.reused)) * asked
+        asks = task.training[first * asked : (first + steps) * asked]
+        kept, began = Kept(settings.group), derive_seed(seed, "round", number)
+        options = {"extra_advantage": kept} if how.reused else {}
+        module = train(lm, replace(task, training=asks), own, began, **options)
+        before = (first + number * pool_cost) * asked
         run.add(module.history, before * settings.group)
-        watch(f"{name}/round {number + 1}, GRPO", lm, task)
-        pool = pool_after(lm, task, settings, how, number, kept)
-        random = np.random.default_rng(derive_seed(began, "pairs"))
-        pairs = pairs_of(lm, pool, how.reference, settings.row_tokens, random)
-        run.rows.append(described(lm, task, pool, pairs, began))
-        history = distil(lm, pairs, how, settings, began)
-        for column in ("loss", "whole"):
-            values = history.column(column)[1]
-            if len(values):
-                run.rows[-1] |= {
-                    f"{column} first": values[0],
-                    f"{column} last": values[-1],
-                }
-        watch(f"{name}/round {number + 1}, OFSD", lm, task)
+        watch(f"{name}/part {number + 1}, GRPO", lm, task)
         first += steps
+        if number == settings.rounds:  # a closing part of GRPO
+            break
+        pool = kept.groups
+        if not how.reused:
+            pool = pool_after(lm, task, settings, how, number, asks)
+        run.rows.append(one_round(lm, task, pool, settings, how, began))
+        watch(f"{name}/part {number + 1}, OFSD", lm, task)
     return run
+
+
+# %%
+def one_round(
+    lm: LanguageModel,
+    task: Task,
+    pool: Sequence[Group],
+    settings: DistilSettings,
+    how: Round,
+    seed: int,
+) -> dict[str, float]:
+    """Pairs of a pool, a look at what their teacher knows, and the round itself."""
+    random = np.random.default_rng(derive_seed(seed, "pairs"))
+    pairs = pairs_of(lm, pool, how.reference, settings.row_tokens, random)
+    row = described(lm, task, pool, pairs, seed)
+    history = distil(lm, pairs, how, settings, seed)
+    for column in ("loss", "whole", "silenced"):
+        values = history.column(column)[1]
+        if len(values):
+            row |= {f"{column} first": values[0], f"{column} last": values[-1]}
+    return row
 
 
 # %%
@@ -1004,12 +1118,13 @@ def described(
 ) -> dict[str, float]:
     """What a pool was like, and what its teacher knew, before the round."""
     alone = [replace(pair, reference=None) for pair in pairs]
+    shares = [[p.was_right for p in pairs], [p.spared > 0 for p in pairs]]
+    longer, more = (float(np.mean(share)) if pairs else math.nan for share in shares)
     return {
         "pairs": float(len(pairs)),
-        "pool_em": float(np.mean([np.mean(group.right) for group in pool])),
-        "was_right": float(np.mean([p.was_right for p in pairs]))
-        if pairs
-        else math.nan,
+        "pool_right": float(np.mean([np.mean(group.right) for group in pool])),
+        "student_was_right": longer,
+        "reference_searches_more": more,
         "spare_searches": spare_searches(pool),
         "em_told": from_here(lm, task.library, pairs, settings, seed),
         "em_alone": from_here(lm, task.library, alone, settings, seed),
@@ -1017,17 +1132,28 @@ def described(
 
 
 def watch(name: str, lm: LanguageModel, task: Task) -> None:
-    """Right answers and searches on some test questions, sampled; nothing is chosen by it."""
+    """Right answers and searches on some test questions, greedily; nothing is chosen by it."""
     several = ~np.isin(groups_of(task), ONE_HOP)
     several |= not several.any()
     few = np.flatnonzero(several)[: settings.watched]
     part = replace(task, test=[task.test[n] for n in few])
-    found = judged(answers(lm, part, settings.attempts(1.0)), part)
+    found = judged(answers(lm, part, settings.attempts(0.0)), part)
     record.metric(f"{name}/em", float(found["em"].mean()))
     record.metric(f"{name}/searches", float(found["searches"].mean()))
     if found["em"].any():
-        own = float(found["searches"][found["em"] == 1].mean())
-        record.metric(f"{name}/searches when right", own)
+        record.metric(f"{name}/surplus", surplus(found, part))
+
+
+def surplus(found: dict[str, np.ndarray], task: Task) -> float:
+    """Searches of right attempts beyond the hops of their questions, a mean; NaN without one.
+
+    Where a question's hops are not known, all its searches count.
+    """
+    hops = np.array([len(q["metadata"].get("hops") or []) for q in task.test])
+    right = found["em"] == 1
+    if not right.any():
+        return math.nan
+    return float((found["searches"] - hops)[right].mean())
 
 
 # %% [markdown]
@@ -1041,11 +1167,14 @@ def watch(name: str, lm: LanguageModel, task: Task) -> None:
 # | `search_e1` | the paper's, as we read it: two rounds, the pool from questions of the GRPO round |
 # | `pool_only` | the pools' attempts are made and thrown away: GRPO in two rounds, with fewer steps |
 # | `no_privilege` | the teacher reads nothing: what is left is Adam's drift (step 5) |
-# | `stranger` | it reads a right attempt at another question |
-# | `random`, `longest` | it reads any sibling; the right one with *most* searches |
+# | `random` | it reads any other sibling, right or wrong |
+# | `answer_only` | it reads the right answer and nothing else |
+# | `masked` | it reads the reference without the answer |
+# | `longest`, `stranger` | it reads the right sibling with *most* searches; a right attempt at another question |
 # | `sft` | no teacher: the reference is learnt as it stands |
 # | `reverse`, `uncapped`, `no_answers` | the divergence the other way round; no cap; without the tokens of answers |
-# | `one_round`, `three_rounds` | the same with fewer and more of them, at as many attempts |
+# | `one_round`, `four_rounds` | one round of twice the size, four of half: as many attempts, pairs and updates |
+# | `ends_with_grpo` | after the second round GRPO goes on, so that training does not end with distillation |
 # | `new_questions`, `unlabelled` | the pool's questions are new; the same ones, and the attempts vote who was right |
 # | `reused` | ours: no pool of its own, GRPO's attempts a second time |
 # | `too_fast` | thirty times the rate in the distillation: a failure that we keep |
@@ -1056,37 +1185,42 @@ ROUNDS = {
     "search_e1": Round(),
     "pool_only": Round(loss="nothing"),
     "no_privilege": Round(reference="none"),
-    "stranger": Round(reference="stranger"),
     "random": Round(reference="random"),
+    "answer_only": Round(reference="answer"),
+    "masked": Round(reference="masked"),
     "longest": Round(reference="longest"),
+    "stranger": Round(reference="stranger"),
     "sft": Round(loss="sft"),
     "reverse": Round(loss="reverse"),
     "uncapped": Round(capped=False),
     "no_answers": Round(answers=False),
     "one_round": Round(),
-    "three_rounds": Round(),
+    "four_rounds": Round(),
+    "ends_with_grpo": Round(closing=True),
     "new_questions": Round(questions="new"),
     "unlabelled": Round(questions="unlabelled"),
     "reused": Round(reused=True),
     "too_fast": Round(),
 }
-# What an arm has of its own at any profile, and what the sweep chose at toy scale; see the card.
-OWN: dict[str, dict[str, float]] = {
-    "one_round": {"rounds": 1},
-    "three_rounds": {"rounds": 3},
-}
+# What the sweep chose at toy scale; arms that are not named have what `search_e1` has.
 SWEPT: dict[str, dict[str, float]] = {}
+SIZES = {"one_round": (0.5, 2), "four_rounds": (2, 0.5)}  # of rounds, and of each one
 
 
 def settings_of(name: str) -> DistilSettings:
     """The settings of an arm."""
-    swept = SWEPT.get(name, {}) if profile in ("smoke", "toy") else {}
-    own = replace(settings, **(OWN.get(name, {}) | swept))
+    swept = SWEPT.get(name, SWEPT.get("search_e1", {}))
+    own = replace(settings, **(swept if profile in ("smoke", "toy") else {}))
+    if name in SIZES:
+        many, size = SIZES[name]
+        pools, updates = (max(1, int(n * size)) for n in (own.pool_steps, own.updates))
+        rounds = int(many * own.rounds)
+        return replace(own, rounds=rounds, pool_steps=pools, updates=updates)
     if name == "too_fast":
         return replace(own, distil_rate=30 * own.distil_rate)
     if name == "grpo_updates":
-        distilled = settings.rounds * settings.updates // settings.minibatches
-        return replace(own, steps=sum(shares(settings, Round())) + distilled)
+        distilled = own.rounds * own.updates // own.minibatches
+        return replace(own, steps=sum(shares(own, Round())) + distilled)
     return own
 
 
@@ -1104,6 +1238,29 @@ def open_task(settings: DistilSettings) -> Task:
 def starting_model() -> LanguageModel:
     """The model that every arm starts from."""
     return load_lm(f"toy-{init_seed}" if settings.model == "toy" else settings.model)
+
+
+# %%
+def record_answered(name: str, lm: LanguageModel, task: Task) -> None:
+    """Let a policy answer the test questions from their plain prompts; record how it did.
+
+    Over questions of several hops; right answers over searches, and surplus searches, too.
+    """
+    columns: dict[str, np.ndarray] = {}
+    several = np.flatnonzero(~np.isin(groups_of(task), ONE_HOP))
+    for how, temperature in {"greedy": 0.0, "sampled": 1.0}.items():
+        attempts = answers(lm, task, settings.attempts(temperature))
+        found = judged(attempts, task)
+        found["written"] = np.array([written_tokens(a) for a in attempts], float)
+        columns |= {f"{metric}_{how}": values for metric, values in found.items()}
+        rows = several if len(several) else np.arange(len(task.test))
+        part = replace(task, test=[task.test[n] for n in rows])
+        found = {metric: values[rows] for metric, values in found.items()}
+        record.metric(f"{name}/surplus_{how}", surplus(found, part))
+        right, made = found["em"].mean(), found["searches"].mean()
+        per_search = right / made if made else math.nan
+        record.metric(f"{name}/right_per_search_{how}", float(per_search))
+    record_answers(record, name, columns, task)
 
 
 # %%
@@ -1131,12 +1288,7 @@ def run_arm(name: str) -> None:
         RUNS[name] = train(lm, task, own, seed)
     if name in RUNS:
         record_training(record, name, RUNS[name])
-    record_test(record, name, lm, task, settings)
-    for how in ("greedy", "sampled"):
-        right, made = (record.metrics[f"{name}/{m}_{how}"] for m in ("em", "searches"))
-        record.metric(
-            f"{name}/right_per_search_{how}", right / made if made else math.nan
-        )
+    record_answered(name, lm, task)
 
 
 # %% tags=["train"]
@@ -1148,29 +1300,33 @@ for name in results:
 
 # %% [markdown]
 # Two curves while training. *Right answers* of the attempts of GRPO, on questions that never come twice; dotted lines are rounds of distillation, and the gaps there are the pools' attempts. A healthy round does not leave a dent. *Searches* an
-# attempt show whether the short references have an effect.
+# attempt show whether the short references have an effect. What the last round does is in the test alone.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without rounds of distillation (dotted lines): right answers and searches of an attempt, means of four steps. A round that did harm would show as a dent after its line.", "name": "fig-09-training"}, "image": {"alt": "Two panels against attempts, a line for each arm: right answers, which rise, and searches of an attempt. Dotted lines stand where a round of distillation was."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page, with and without rounds of distillation (dotted lines): right answers and searches of an attempt, means of four steps of one part. A round that did harm would show as a dent after its line.", "name": "fig-09-training"}, "image": {"alt": "Two panels against attempts, a line for each arm: right answers, which rise, and searches of an attempt. Dotted lines stand where a round of distillation was."}}
 PANELS = {"right answers": "em", "searches": "searches"}
 fig, axes = figure(width=7, height=2.8, columns=2, layout="constrained")
-for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
-    for run, module in RUNS.items():
-        x = module.history.column("rollouts")[1]
-        ax.plot(x, pages.smoothed(module.history.column(column)[1]), label=run)
-    ax.set(title=title, xlabel="attempts", ylim=(0, None))
-for run in RUNS.values():
-    x = run.history.column("rollouts")[1]
-    gaps = np.flatnonzero(np.diff(x) > 1.5 * x[0])
-    for ax in axes if isinstance(run, Evolution) else ():
-        for gap in gaps:
-            middle = (x[gap] + x[gap + 1] - x[0]) / 2
-            ax.axvline(middle, color="0.4", linewidth=1, linestyle=":")
+for n, (run, module) in enumerate(RUNS.items()):
+    own, how = settings_of(run), ROUNDS.get(run)
+    x = module.history.column("rollouts")[1]
+    lengths = shares(own, how) if how else [len(x)]
+    parts = np.split(np.arange(len(x)), np.cumsum(lengths)[:-1])
+    for ax, (title, column) in zip(axes, PANELS.items(), strict=True):
+        values = module.history.column(column)[1]
+        for number, part in enumerate(parts):
+            label = run if number == 0 else None
+            y = pages.smoothed(values[part])
+            ax.plot(x[part], y, color=COLORS[n], label=label)
+            if number < own.rounds and how:
+                pool = 0 if how.reused else own.pool_steps
+                end = x[part[-1]] + pool * own.questions_a_step * own.group
+                ax.axvline(end, color=COLORS[n], linewidth=1, linestyle=":")
+        ax.set(title=title, xlabel="attempts", ylim=(0, None))
 if RUNS:
     axes[0].legend()
 record.figure(fig, "training", "training with and without distillation")
 
 # %% [markdown]
-# What each round had to work with. `em alone` and `em told` are those of step 6: the students' attempts gone on with, from the plain prompt and from the teacher's. Does the teacher still know more, after GRPO?
+# What each round had to work with. `em_alone` and `em_told` are as in step 6: the students' attempts continued, from the plain prompt and from the teacher's. `silenced` is the share of tokens at whose place the teacher's favourite is at the cap, at the first update and at the last. Does the teacher still know more, after GRPO?
 
 # %% tags=["page-only", "hide-input"]
 rows = RUNS["search_e1"].rows if "search_e1" in RUNS else []
@@ -1200,15 +1356,16 @@ SHOWN = (
     "em_greedy",
     "em_sampled",
     "searches_greedy",
+    "surplus_greedy",
     "right_per_search_greedy",
     "gold_sampled",
     "written_sampled",
-    "em_training",
 )
 pages.score_table(record.metrics, results, SHOWN)
 
 # %% [markdown]
-# `right_per_search` is right answers over searches made, all questions counted: the inverse of the searches that a right answer costs. `em_training` is a mean over GRPO's steps, of which arms with pools have fewer: it is not comparable between arms with different numbers of steps.
+# `surplus` is the searches of right attempts beyond the hops of their questions: what could be saved. `right_per_search` is right answers over searches made, all questions counted, the inverse of the searches that a right answer costs. It follows accuracy for the most part, as a policy that learns to answer has to
+# search first; hence the claim is about the surplus.
 #
 # ### What the grid says
 
@@ -1230,7 +1387,7 @@ pages.arm_table("09_search_e1", SHOWN)
 # These are means over different runs. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
 # %% tags=["page-only", "hide-input"]
-PAIRED = ["em_greedy", "em_sampled", "right_per_search_greedy"]
+PAIRED = ["em_greedy", "em_sampled", "surplus_greedy", "right_per_search_greedy"]
 ran = dict.fromkeys(log.cell.arm for log in load_cells("09_search_e1"))
 trained = [arm for arm in ran if arm not in ("look", "cold", "grpo")]
 pages.paired_table("09_search_e1", trained, "grpo", PAIRED)
@@ -1245,35 +1402,48 @@ pages.paired_table("09_search_e1", others, "search_e1", PAIRED)
 # %% [markdown]
 # ### Efficiency against accuracy, round by round
 #
-# The paper's picture of a round: fewer searches, no fewer right answers. Below, some test questions after every round of GRPO and after every round of distillation, sampled. Distillation that does as the paper says moves a policy to the left, and not down. Beside it the arm that throws its pools away: its circles and squares coincide, as the same attempts
-# are drawn.
+# If a round teaches what its references have, short ways to right answers, a policy has less surplus after it and no fewer right answers: in the figure it moves to the left, and not down. Below, some test questions after every part of GRPO and after every round of distillation, greedily, over the runs that all three arms have. Beside it is the arm that throws its pools
+# away: its circles and squares coincide, as nothing happens between them.
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers against searches of an attempt after each round, from the first round of GRPO on: circles after GRPO, filled squares after distillation. Means over the grid, or this page's run where the grid has none. What saves searches moves to the left.", "name": "fig-09-rounds"}, "image": {"alt": "Lines that connect circles and squares, one line an arm, right answers against searches of an attempt: each circle is the policy after a round of GRPO, each square after a round of distillation."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers against the surplus searches of right attempts, after each part of training: circles after GRPO, filled squares after distillation. Means over the runs of the grid that all three arms have, or this page's run where the grid has none.", "name": "fig-09-rounds"}, "image": {"alt": "Lines that connect circles and squares, one line an arm, right answers against surplus searches: each circle is the policy after a part of GRPO, each square after a round of distillation."}}
+COMPARED = ("search_e1", "pool_only", "sft")
+
+
 def after_rounds(arm: str, metric: str) -> list[float]:
-    """A watched metric after each round, GRPO and OFSD in turns; empty where nothing ran."""
+    """A watched metric after each part, GRPO and OFSD in turns; empty where nothing ran."""
+    cells = [c for c in load_cells("09_search_e1") if c.cell.arm in COMPARED]
+    places = {a: {_place(c) for c in cells if c.cell.arm == a} for a in COMPARED}
+    common = set.intersection(*places.values())
     found = []
     for number in range(1, settings_of(arm).rounds + 1):
         for kind in ("GRPO", "OFSD"):
-            name = f"{arm}/round {number}, {kind}/{metric}"
-            mean = grid_mean(name)
-            found.append(record.metrics.get(name, np.nan) if np.isnan(mean) else mean)
+            name = f"{arm}/part {number}, {kind}/{metric}"
+            values = [c.metrics.get(name, np.nan) for c in cells if _place(c) in common]
+            values = [value for value in values if not np.isnan(value)]
+            here = record.metrics.get(name, np.nan)
+            found.append(float(np.mean(values)) if values else here)
     return found if np.isfinite(found).all() else []
 
 
+def _place(log) -> tuple[int, int, int]:
+    """Which encyclopedia, model and seed a run had."""
+    return log.cell.world_seed, log.cell.init_seed, log.cell.seed
+
+
 fig, ax = figure(height=3.8)
-for n, arm in enumerate(("search_e1", "pool_only", "sft")):
-    x, y = after_rounds(arm, "searches"), after_rounds(arm, "em")
+for n, arm in enumerate(COMPARED):
+    x, y = after_rounds(arm, "surplus"), after_rounds(arm, "em")
     if x and y:
         ax.plot(x, y, color=COLORS[n], label=arm.replace("_", " "))
         ax.plot(x[::2], y[::2], "o", color=COLORS[n], markerfacecolor="none")
         ax.plot(x[1::2], y[1::2], "s", color=COLORS[n])
-ax.set(xlabel="searches of an attempt", ylabel="right answers")
+ax.set(xlabel="surplus searches of a right attempt", ylabel="right answers")
 if ax.get_lines():
     ax.legend()
-record.figure(fig, "rounds", "right answers and searches after each round")
+record.figure(fig, "rounds", "right answers and surplus searches after each round")
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits. Where a line has a gap, its attempts went into a pool.", "name": "fig-09-curves"}, "image": {"alt": "Curves of right answers against attempts, with bands, of GRPO, of GRPO with rounds of distillation, and of GRPO whose pools are thrown away."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Right answers while training, over the runs of the grid: interquartile mean with 95 % limits; the attempts of pools lie between two points of a line.", "name": "fig-09-curves"}, "image": {"alt": "Curves of right answers against attempts, with bands, of GRPO, of GRPO with rounds of distillation, and of GRPO whose pools are thrown away."}}
 from minisearch.curves import interquartile_mean_curve
 from minisearch.plots import curve_with_band
 
@@ -1355,6 +1525,10 @@ def properties_of_pair(pick):
         lambda: tuple(pick([True, False, False], [3, 2, 0])) == (0, 2),
     )
     yield (
+        "of students that differ alike the first",
+        lambda: tuple(pick([True, False, False], [2, 1, 3])) == (0, 1),
+    )
+    yield (
         "fewer searches differ too",
         lambda: tuple(pick([False, True, False], [0, 3, 5])) == (1, 0),
     )
@@ -1366,18 +1540,18 @@ assert check("ch09-pair", choose)
 # %% [markdown]
 # ### Exercise 2: the capped sum
 #
-# Write `capped_sum` of one token, from the two distributions. A word that the teacher gives no probability adds nothing. Before you do: can the sum be below 0? Without the cap?
+# Write `capped_sum` of one token, from the two distributions. A word that the teacher gives no probability adds nothing; one that only the student gives none is at the cap. Before you do: can the sum be below 0? Without the cap?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-cap", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def capped_sum(teacher: Sequence[float], student: Sequence[float], cap: float) -> float:
     """Sum of min(cap, p log(p / q)) over the vocabulary, in nats."""
     ### BEGIN SOLUTION
-    terms = [
-        p * math.log(p / q) if p > 0 else 0.0
-        for p, q in zip(teacher, student, strict=True)
-    ]
-    return sum(min(cap, term) for term in terms)
+    total = 0.0
+    for p, q in zip(teacher, student, strict=True):
+        if p > 0:
+            total += min(cap, p * math.log(p / q)) if q > 0 else cap
+    return total
     ### END SOLUTION
 
 
@@ -1403,6 +1577,10 @@ def properties_of_capped_sum(total):
         lambda: np.isclose(total([1.0, 0.0], even, 9.0), np.log(2)),
     )
     yield (
+        "nobody else says it: at the cap",
+        lambda: np.isclose(total([1.0, 0.0], [0.0, 1.0], 0.3), 0.3),
+    )
+    yield (
         "weighed by the teacher, not the student",
         lambda: np.isclose(
             total([0.9, 0.1], even, 9.0), 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
@@ -1417,7 +1595,7 @@ assert check("ch09-cap", capped_sum)
 # ### Exercise 3: a silent bug
 #
 # A colleague compares the two rows of logits by `compared_with_a_bug`. Row number $n$ of a causal model's logits says what comes *after* token $n$. The two models are compared at equal places, the loss is finite, it falls, and it is exactly 0 when the teacher reads nothing: that test sees nothing. Which token of the attempt never teaches, and what takes its place? Write
-# `compared`: the rows of each that are about the tokens of the attempt. (What else would pass that test? A teacher whose gradient is not stopped. There the two meet halfway, and the teacher is made to forget what it read.)
+# `compared`: the rows of each that are about the tokens of the attempt. (What else would pass that test? Without an adapter, with all weights learning and one model as both, a teacher whose gradient is not stopped. There the two meet halfway, and the teacher is made to forget what it read.)
 
 
 # %% tags=["page-only"]
@@ -1458,8 +1636,8 @@ assert check("ch09-rows", compared)
 # %% [markdown]
 # ### Exercise 4: predict, then break it
 #
-# Write `heard`: whether a term at the cap leaves any gradient, for a token that the teacher gives the probability $p$ and the student $q$. At equality it is at the cap. Then predict: with a cap of .05, which tokens of the attempt at the top still teach? Does the policy of `uncapped` answer more boldly than that of `search_e1`? Run
-# `minisearch run 9 -p arms search_e1,uncapped` and look at its answers, searches and `gold_sampled` in the table.
+# Write `heard`: whether a token's term still changes with $q$, where the teacher gives it the probability $p$ and the student $q$; a term that equals the cap does not. Then predict: with a cap of .05, which tokens of the attempt at the top still teach? Does the policy of `uncapped` answer more boldly than that of `search_e1`? Run
+# `minisearch run 9 --arms search_e1,uncapped` and look at its answers, searches and `gold_sampled` in the table.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-heard", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1565,7 +1743,7 @@ print(f"a round: {read / 1e6:.0f} M tokens read, a third of them with gradients"
 print(f"logits of one pair, both models: {2 * 4 * 500 * length / 2**30:.1f} GiB")
 
 # %% [markdown]
-# Attempts of 1,500 tokens of which the policy wrote 500 are assumed. The last line is what to look at first: a divergence over a whole vocabulary needs all logits of all written tokens, twice, so that the pairs of a step have to be read in parts.
+# Attempts of 1,500 tokens of which the policy wrote 500 are assumed. The last line is what to look at first: a divergence over a whole vocabulary needs all logits of all written tokens, twice. The pairs of a step are read at once here; on a GPU, take fewer a step first. One thing differs where GRPO has a penalty for leaving its start, as at `small` and `full`: each round's GRPO stays near where that round began.
 #
 # ```bash
 # minisearch run 9 --profile small

@@ -20,7 +20,7 @@ from minisearch.models.lm import load_lm
 from minisearch.recorder import Recorder
 
 CHAPTER = "09_search_e1"
-TABLES = ("ROUNDS", "OWN", "SWEPT")  # plain but for their calls, so that `load` leaves them
+TABLES = ("ROUNDS", "SWEPT", "SIZES")  # plain but for their calls, so that `load` leaves them
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,8 @@ def test_other_references_leave_the_student_the_same(page, lm):
     found = group(page, lm, (1, True), (3, True), (4, False), (2, True))
     assert picked(page, found, "longest") == (1, 2)
     drawn = {page.picked(found, "random", np.random.default_rng(n)) for n in range(40)}
-    assert drawn == {(0, 2), (1, 2), (3, 2)}
+    assert drawn == {(1, 2), (3, 2)}
+    assert picked(page, group(page, lm, (1, True), (2, False)), "random") == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -158,14 +159,41 @@ def test_pairs_of_strangers_and_of_nothing(page, lm):
     assert page.pairs_of(lm, pool[:1], "stranger", 1024, random) == []
 
 
-def test_a_reference_that_is_too_long_is_left_out(page, lm):
+def test_pairs_show_the_sibling_that_they_are_asked_for(page, lm):
+    pool = [group(page, lm, (1, True), (3, True), (4, False))]
+    random = np.random.default_rng(0)
+    found = {
+        which: page.pairs_of(lm, pool, which, 1024, random)[0]
+        for which in ("fewest", "longest", "random")
+    }
+    assert {which: len(pair.reference.queries) for which, pair in found.items()} == {
+        "fewest": 1, "longest": 3, "random": 3,
+    }  # fmt: skip
+    assert {which: pair.spared for which, pair in found.items()} == {
+        "fewest": 0, "longest": 2, "random": 2,
+    }  # fmt: skip
+
+
+def test_a_teacher_reads_the_answer_alone_or_all_but_the_answer(page, lm):
+    text = "<think> found Bo Tarn </think> <answer> bo tarn </answer>"
+    reference = replace(attempt_of(lm, 2), text=text)
+    pair = page.Pair(QUESTION, attempt_of(lm, 1, "unknown"), reference)
+    answer, masked = (page.instead(pair, what).reference for what in ("answer", "masked"))
+    assert answer.text == "<answer> Bo Tarn </answer>"
+    assert masked.text == "<think> found unknown </think> <answer> unknown </answer>"
+    assert page.instead(pair, "fewest").reference.text == text
+    assert page.instead(pair, "none").reference is None
+
+
+def test_a_pair_needs_room_for_any_sibling(page, lm):
     pool = [group(page, lm, (n, True), (1, False)) for n in (2, 5)]
     random = np.random.default_rng(0)
     pair = page.pairs_of(lm, pool, "fewest", 1024, random)[1]
     response = len(pair.student.ids) - pair.student.prompt_length
     row = len(page.told(lm, QUESTION, pair.reference)) + response
-    assert len(page.pairs_of(lm, pool, "fewest", row, random)) == 2
-    assert len(page.pairs_of(lm, pool, "fewest", row - 1, random)) == 1
+    for which in ("fewest", "random", "none", "answer"):  # the same pairs for all
+        assert len(page.pairs_of(lm, pool, which, row, random)) == 2
+        assert len(page.pairs_of(lm, pool, which, row - 1, random)) == 1
 
 
 # -- the divergence --------------------------------------------------------------------------------
@@ -198,6 +226,16 @@ def test_a_term_at_the_cap_has_no_gradient(page):
     assert student.grad.abs().max().item() < 0.03
 
 
+def test_a_silent_token_is_pushed_down_as_its_formula_says(page):
+    teacher, student = torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([[0.05, 0.8, 0.15]])
+    logits = student.log().requires_grad_()
+    page.divergence(teacher.log(), logits, cap=1.0).sum().backward()
+    assert logits.grad[0, 0].item() == pytest.approx(0.05 * 0.4, rel=1e-4)
+    found = page.silenced(teacher.log(), student.log(), 1.0)
+    assert found.tolist() == [1.0]  # .6 log 12 is 1.49
+    assert page.silenced(teacher.log(), student.log(), 1.5).tolist() == [0.0]
+
+
 # -- adapters, and the loss ------------------------------------------------------------------------
 
 
@@ -220,7 +258,7 @@ def test_tokens_are_the_same_ones_under_either_prompt(page, lm, pairs):
             expected.append(whole[place - 1 : place - 1 + len(segment.ids)])
         place += len(segment.ids)
     assert torch.allclose(logits, torch.cat(expected), atol=1e-4)
-    assert len(page.kinds_of([pair.student])) == len(page.places_of(pair.student)) == len(logits)
+    assert len(page.places_of(pair.student)) == len(logits)
 
 
 def test_a_prompt_holds_the_whole_reference_or_nothing(page, lm, pairs):
@@ -280,7 +318,6 @@ def test_the_teacher_has_no_gradient_and_does_not_move(page, fresh, pairs):
     assert found["loss"].requires_grad
     assert not found["whole"].requires_grad
     teacher, student = page.compared_logits(fresh, pairs, module.adapters)
-    assert not teacher.requires_grad
     for adapter in module.adapters:
         adapter.up.data.normal_(std=0.02)
     again, moved = page.compared_logits(fresh, pairs, module.adapters)
@@ -297,11 +334,19 @@ def test_the_cap_is_the_settings_and_can_be_left_out(page, fresh, pairs, monkeyp
     assert free["loss"].item() == pytest.approx(free["whole"].item())
 
 
-def test_answers_can_be_left_out(page, fresh, pairs):
+def test_a_reverse_round_has_the_reverse_divergence(page, fresh, pairs):
+    module, found = loss_of(page, fresh, pairs, loss="reverse", capped=False)
+    teacher, student = page.compared_logits(fresh, pairs, module.adapters)
+    expected = page.divergence(teacher, student, reverse=True).mean().item()
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(page.divergence(teacher, student).mean().item(), rel=0.01)
+
+
+def test_the_inside_of_answers_can_be_left_out(page, fresh, pairs):
     module, _ = loss_of(page, fresh, pairs)
     teacher, student = page.compared_logits(fresh, pairs, module.adapters)
-    kinds = page.kinds_of([pair.student for pair in pairs])
-    own = torch.tensor([kind != "answer" for kind in kinds])
+    places = [place for pair in pairs for place in page.places_of(pair.student)]
+    own = torch.tensor([place != "answer" for place in places])
     assert 0 < own.sum() < len(own)
     expected = page.divergence(teacher[own], student[own]).mean().item()
     page.merge(fresh.model)
@@ -350,6 +395,29 @@ def test_places_by_hand(page, lm):
     }  # fmt: skip
 
 
+def test_a_forced_answer_has_no_decision(page, lm):
+    """After the last search the environment opens the answer; its first word is no choice."""
+    attempt = attempt_of(lm, 1)
+    opened = Segment("answer", lm.encode(" <answer>"))
+    ids = lm.encode(" Bo Tarn </answer>")
+    attempt = replace(
+        attempt,
+        segments=[*attempt.segments[:-1], opened, Segment("answer", ids, [-1.0] * len(ids))],
+    )
+    places = page.places_of(attempt)
+    assert places.count("search or answer") == 1  # the search's
+    assert places.count("answer") == len(ids)
+
+
+def test_surplus_searches_by_hand(page, monkeypatch):
+    hops = [2, 3, 2]
+    test = [QUESTION | {"metadata": {"hops": [{}] * n}} for n in hops]
+    task = page.Task([], None, [], test, None, [])
+    found = {"em": np.array([1.0, 1.0, 0.0]), "searches": np.array([2.0, 5.0, 5.0])}
+    assert page.surplus(found, task) == pytest.approx((0 + 2) / 2)
+    assert math.isnan(page.surplus(found | {"em": np.zeros(3)}, task))
+
+
 def test_spare_searches_by_hand(page, lm):
     pool = [
         group(page, lm, (1, True), (3, True), (5, False)),  # 2 - 1
@@ -367,6 +435,7 @@ def test_rounds_share_what_pools_leave(page):
     toy = page.DistilSettings.of("toy")
     assert page.shares(toy, page.Round()) == [8, 8]
     assert page.shares(replace(toy, rounds=3), page.Round()) == [5, 5, 4]
+    assert page.shares(toy, page.Round(closing=True)) == [6, 5, 5]
     assert page.shares(toy, page.Round(reused=True)) == [10, 10]
     with pytest.raises(InputError, match="raise steps"):
         page.shares(replace(toy, steps=5), page.Round())
@@ -376,14 +445,59 @@ def test_arms_make_equally_many_attempts_or_updates(page, monkeypatch):
     monkeypatch.setattr(page, "settings", page.DistilSettings.of("toy"))
     monkeypatch.setattr(page, "profile", "toy")
     base = page.settings_of("search_e1")
-    for name in ("one_round", "three_rounds", "sft", "reused"):
-        own, how = page.settings_of(name), page.ROUNDS[name]
+    for name, how in page.ROUNDS.items():
+        own = page.settings_of(name)
         taken = 0 if how.reused else own.rounds * own.pool_steps
         assert sum(page.shares(own, how)) + taken == base.steps
+        assert own.rounds * own.updates == base.rounds * base.updates
+    assert page.settings_of("one_round").rounds == 1
+    assert page.settings_of("four_rounds").rounds == 4
+    assert page.settings_of("too_fast").distil_rate == 30 * base.distil_rate
     distilled = base.rounds * base.updates
     steps = sum(page.shares(base, page.Round()))
     assert page.settings_of("grpo_updates").steps * 2 == steps * 2 + distilled
     assert page.settings_of("grpo").steps == base.steps
+
+
+def test_what_was_swept_holds_for_all_variants_of_a_round(page, monkeypatch):
+    monkeypatch.setattr(page, "SWEPT", {"search_e1": {"cap": 0.3}, "sft": {"distil_rate": 2e-3}})
+    monkeypatch.setattr(page, "profile", "toy")
+    assert page.settings_of("random").cap == page.settings_of("search_e1").cap == 0.3
+    assert page.settings_of("sft").distil_rate == 2e-3
+    monkeypatch.setattr(page, "profile", "small")
+    assert page.settings_of("search_e1").cap == page.settings.cap
+
+
+def test_each_arm_is_the_round_that_its_name_says(page):
+    how = page.ROUNDS
+    plain = page.Round()
+    assert {name for name, own in how.items() if own == plain} == {
+        "search_e1", "one_round", "four_rounds", "too_fast",
+    }  # fmt: skip
+    reads = {"random": "random", "longest": "longest", "stranger": "stranger", "masked": "masked"}
+    reads |= {"answer_only": "answer", "no_privilege": "none"}
+    for name, what in reads.items():
+        assert how[name] == replace(plain, reference=what)
+
+
+def test_all_arms_attempt_equally_much_and_only_in_the_training_world(page, monkeypatch):
+    made, libraries, real = [], [], page.rollout
+
+    def counted(lm, library, protocol, prompts, config, seed):
+        made.append(len(prompts))
+        libraries.append(library)
+        return real(lm, library, protocol, prompts, config, seed)
+
+    task = page.open_task(page.settings)
+    monkeypatch.setattr(page, "rollout", counted)
+    monkeypatch.setattr(page, "from_here", lambda *a: 0.0)
+    monkeypatch.setattr(page, "watch", lambda *a: None)
+    lm = page.starting_model()
+    run = page.evolve("search_e1", lm, task, page.settings, page.Round())
+    own = page.settings
+    grpo = len(run.history.rows) * own.questions_a_step * own.group
+    assert sum(made) + grpo == own.steps * own.questions_a_step * own.group
+    assert all(library is task.library for library in libraries)
 
 
 def test_pools_ask_what_the_round_asked_or_what_it_did_not(page):
@@ -405,28 +519,31 @@ def test_an_arm_trains_and_is_measured(page, arm):
     metrics = page.record.metrics
     assert 0 <= metrics[f"{arm}/em_greedy"] <= 1
     made = metrics[f"{arm}/searches_greedy"]
-    expected = metrics[f"{arm}/em_greedy"] / made
-    assert metrics[f"{arm}/right_per_search_greedy"] == pytest.approx(expected)
+    if made:
+        expected = metrics[f"{arm}/em_greedy"] / made
+        assert metrics[f"{arm}/right_per_search_greedy"] == pytest.approx(expected)
     attempts = page.settings.questions_a_step * page.settings.group
     rollouts = page.RUNS[arm].history.column("rollouts")[1]
     steps = {"grpo": [1, 2, 3, 4, 5, 6], "reused": [1, 2, 3, 4, 5, 6]}.get(arm, [1, 2, 4, 5])
     assert rollouts.tolist() == [attempts * n for n in steps]
     if arm != "grpo":
         for number in (1, 2):
-            assert 0 <= metrics[f"{arm}/round {number}, OFSD/em"] <= 1
+            assert 0 <= metrics[f"{arm}/part {number}, OFSD/em"] <= 1
     if arm == "pool_only":
         for metric in ("em", "searches"):
-            name = f"{arm}/round 2, {{}}/{metric}"
+            name = f"{arm}/part 2, {{}}/{metric}"
             assert metrics[name.format("GRPO")] == metrics[name.format("OFSD")]
 
 
 def test_the_look_says_what_the_teacher_knows(page):
     page.run_arm("look")
     metrics = page.record.metrics
-    assert 0 <= metrics["look/pairs"] <= 1
-    if metrics["look/pairs"]:
-        assert {f"look/em {what}" for what in ("alone", "told")} <= metrics.keys()
-        assert metrics["look/kl/thought"] >= 0
+    assert 0 < metrics["look/pairs"] <= 1
+    for what in ("none", "fewest", "answer", "masked", "stranger"):
+        assert 0 <= metrics[f"look/em {what}"] <= 1
+    assert metrics["look/kl/thought"] >= 0
+    shares = [v for name, v in metrics.items() if name.startswith("look/share of kl/")]
+    assert sum(shares) == pytest.approx(1)
 
 
 def test_gone_on_with_from_the_students_first_passages(page, lm, pairs, monkeypatch):
