@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Search-E1: shown how a sibling did it
 #
-# Several attempts at one question: one found the answer with two searches, another needed four, others went wrong. The search agent of [chapter 7](07_search_agent.py) learns from the eight that some were right and others wrong; *where* the
+# Eight attempts at one question: some found the answer, with few searches or with many, others went wrong. The search agent of [chapter 7](07_search_agent.py) learns from the eight which were right and which were wrong; *where* the
 # others went wrong it has to find out by itself. Search-E1 {cite:p}`searche1` makes more of the same attempts. After a round of GRPO the policy is shown a sibling that was right with few searches, and is asked what it would have
-# written in the place of one that failed. That opinion, of the same policy with a better prompt, is the teacher; the policy without the prompt is the student. Nothing else is added: no larger model, no judge, no reward for a step. This chapter builds that round, asks first whether
-# the teacher knows better, and on what tokens, and then whether such rounds are worth the attempts that they take from GRPO.
+# written in the place of one that failed. That opinion, of the same policy with a better prompt, is the teacher; the policy without the prompt is the student. Nothing else is added: no larger model, no judge, no reward for a step. This is {term}`self-distillation`, and it is *offline*: the attempts stay as they are while the student learns. This chapter builds that round, asks first whether
+# the teacher knows better, and on what tokens, and then whether such rounds are worth the attempts that they take from GRPO: more right answers, and fewer searches for them.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import HTML, Markdown, display
@@ -149,11 +149,12 @@ HTML(
 # | $x$ | instruction and question | `told(lm, question)` |
 # | $y^+$ | reference: a right attempt with few searches | `pair.reference` |
 # | $y^-$ | the attempt that is gone over | `pair.student` |
-# | $M$ | tokens of $y^-$ that the policy wrote | `batch.policy` |
-# | $p_T(v \mid p)$ | teacher: $\pi_\theta$ at token $p$ of $y^-$, having read $x, y^+$ | `teacher` |
-# | $p_S(v \mid p)$ | student: $\pi_{\theta+\phi}$ at the same token, having read $x$ | `student` |
+# | $M$ | places of $y^-$ at which the policy wrote | `batch.policy` |
+# | $P_t(v)$ | teacher: $\pi_\theta$ at place $t$ of $y^-$ for entry $v$ of the vocabulary, having read $x, y^+$ | `teacher` |
+# | $Q_t(v)$ | student: $\pi_{\theta+\phi}$ at the same place, having read $x$ | `student` |
 # | $c$ | cap of one term, nats | `settings.cap` |
-# | $r, \alpha$ | rank and scale of the adapter | `settings.rank`, `settings.alpha` |
+# | $r, \alpha$ | rank (not a reward here) and scale of the adapter | `settings.rank`, `settings.alpha` |
+# | $W, A, B$ | a frozen weight, and the two thin matrices beside it | `base`, `down`, `up` |
 #
 # ## Parameters
 #
@@ -224,11 +225,11 @@ record = Recorder.from_environment()
 # When a GRPO round has ended, the policy attempts some of the questions of that round anew, eight times each: the *pool*. Of each question one pair of {term}`siblings <sibling>` is picked {cite:p}`searche1`:
 #
 # $$y^+ = \arg\min_{o\ \text{right}} |\text{searches}(o)|, \qquad
-# y^- = \arg\max_{o \in \mathcal{B}} d(o, y^+), \qquad
-# \mathcal{B} = \begin{cases}\text{wrong attempts} & \text{if there are any}\\ \text{the other right ones} & \text{else.}\end{cases}$$ (eq-09-pair)
+# y^- = \arg\max_{o \in \mathcal{O}} d(o, y^+), \qquad
+# \mathcal{O} = \begin{cases}\text{wrong attempts} & \text{if there are any}\\ \text{the other right ones} & \text{else.}\end{cases}$$ (eq-09-pair)
 #
-# Of right attempts with equally many searches the shortest is the reference. The distance $d$ is not known. Ours is the difference in the number of searches, and between equal ones the edits that make one attempt's written tokens the other's. Two right attempts with equally many searches
-# have nothing to teach each other: a question where all are like that gives no pair. Nor does one that nobody answered.
+# Of right attempts with equally many searches the shortest is the reference. The distance $d$ is not known. Ours is the difference in the number of searches, and where two are alike in that, the edits that make one attempt's written tokens the other's. Two right attempts with equally many searches
+# have nothing to teach each other: a question where all are like that gives no pair. Nor does one that nobody answered. Mind that *few searches* is a choice among right attempts: beside a wrong one that gave up early the reference is the longer of the two, and what it can teach is to search on.
 
 
 # %%
@@ -249,9 +250,7 @@ class Pair:
     student: Trajectory
     reference: Trajectory | None
     was_right: bool = False  # the student's attempt was right, only longer
-    spared: int = (
-        0  # searches of the reference beyond those of the right one with fewest
-    )
+    extra: int = 0  # searches beyond those of the right attempt with fewest
 
 
 def written(attempt: Trajectory) -> list[int]:
@@ -370,9 +369,9 @@ for group in pool:
 # %% [markdown]
 # ## Step 2: one attempt under two prompts
 #
-# The tokens of $y^-$ stand twice: after the plain prompt, and after the same prompt with the whole of $y^+$ in it, passages and answer too. The teacher is not asked to write. It reads the student's attempt, and at every token says what it would have written next:
+# The tokens of $y^-$ stand twice: after the plain prompt, and after a {term}`privileged prompt`, which has the whole of $y^+$ in it, passages and answer too. The teacher does not write. It reads the student's attempt, and at every place says what it would have written there:
 #
-# $$p_S(v \mid p) = \pi_{\theta+\phi}(v \mid x,\ y^-_{<p}), \qquad p_T(v \mid p) = \pi_{\theta}(v \mid x,\ y^+,\ y^-_{<p}).$$ (eq-09-prompts)
+# $$Q_t(v) = \pi_{\theta+\phi}(v \mid x,\ y^-_{<t}), \qquad P_t(v) = \pi_{\theta}(v \mid x,\ y^+,\ y^-_{<t}).$$ (eq-09-prompts)
 #
 # How the paper words the teacher's prompt is not known. Our toy models were prepared for such a prompt: every tenth attempt of their pre-training had one whole attempt of somebody else between `<reference>` and `</reference>`, right as a rule, and
 # followed its useful queries. A model from the shelf has to make of it what it can.
@@ -441,9 +440,10 @@ def pairs_of(
     tokens: int,
     random: np.random.Generator,
 ) -> list[Pair]:
-    """The pairs of a pool, one a question; which ones does not depend on what is read.
+    """The pairs of a pool, one a question.
 
-    A pair is left out where any attempt of its group would make the teacher's row too long.
+    A pair is left out where any attempt of its group would make the teacher's row too long, so
+    that the pairs are the same ones whichever sibling is read.
 
     Args:
         which: as in `picked`; or "stranger", the reference of another question that has a
@@ -460,8 +460,8 @@ def pairs_of(
             continue
         if which in ("longest", "random"):
             best = group.attempts[(picked(group, which, random) or numbers)[0]]
-        spared = len(best.queries) - len(own.reference.queries)
-        found.append(replace(own, reference=best, spared=spared))
+        extra = len(best.queries) - len(own.reference.queries)
+        found.append(replace(own, reference=best, extra=extra))
     if which == "stranger":
         others = [pair.reference for pair in found]
         found = [replace(p, reference=others[n - 1]) for n, p in enumerate(found)]
@@ -472,11 +472,11 @@ def pairs_of(
 # %% [markdown]
 # ## Step 3: what the student should hear
 #
-# At every token there are two distributions over the vocabulary. The student is moved towards the teacher by the forward Kullback-Leibler divergence, term by term, no term above a cap $c$ {cite:p}`searche1`:
+# At every place there are two distributions over the vocabulary. The student is moved towards the teacher by the forward Kullback-Leibler divergence, entry by entry, no term above a cap $c$ {cite:p}`searche1`:
 #
-# $$L = \frac{1}{|M|} \sum_{p \in M} \sum_v \min\Bigl(c,\; p_T(v \mid p) \log \frac{p_T(v \mid p)}{p_S(v \mid p)}\Bigr).$$ (eq-09-loss)
+# $$L = \frac{1}{|M|} \sum_{t \in M} \sum_v \min\Bigl(c,\; P_t(v) \log \frac{P_t(v)}{Q_t(v)}\Bigr).$$ (eq-09-loss)
 #
-# Only tokens that the policy wrote count. The teacher has no gradient. That terms are truncated is known, that the cap is one on each entry of the vocabulary is our reading, and $c$ is ours.
+# Only places at which the policy wrote count, of all pairs of a step together, and the teacher has no gradient. That terms are truncated is known, that the cap is one on each entry of the vocabulary is our reading, and $c$ is ours.
 
 
 # %%
@@ -494,31 +494,31 @@ def divergence(
 
 
 # %% [markdown]
-# Three things about that cap. Terms where the student is too *sure* are negative and are not capped, so that the capped sum is no divergence any more: it can fall below 0. A term at the cap is silent. If the teacher gives a token the probability $p$, that happens once the student gives it less than
-# $p\, e^{-c/p}$: what is furthest from what the student would do is not heard. And silence is not neutral. The terms that are still heard raise *their* tokens, and as probabilities sum to one, a silent token is pushed further *down*. With $S$ for the silent tokens and $z$ for the student's logits,
+# Three things about that cap. Where the student is too *sure* of an entry the term is negative and is not capped, so that the capped sum is no divergence any more: it can fall below 0. A term at the cap is *silent*: with $P_t(v) = p$ that happens once the student gives the entry less than $p\, e^{-c/p}$. What is furthest from what the student would do is not heard.
+# And silence is not neutral. The entries that are still heard are raised, and as probabilities sum to one, a silent entry is pushed further *down*. With $\mathcal{C}$ for the silent entries of a place and $z$ for the student's logits there,
 #
-# $$\frac{\partial L_p}{\partial z_k} = p_S(k) \sum_{v \notin S} p_T(v) \;>\; 0 \qquad \text{for } k \in S.$$ (eq-09-silent)
+# $$\frac{\partial L_t}{\partial z_k} = Q_t(k) \sum_{v \notin \mathcal{C}} P_t(v) \;>\; 0 \qquad \text{for } k \in \mathcal{C}.$$ (eq-09-silent)
 #
-# How often that happens to the very token that the teacher would write is recorded below as *silenced*.
+# At how many places that happens to the very entry that the teacher would write is recorded below, as *silenced*.
 
 # %% tags=["page-only", "nbval-check-output"]
 for cap in (0.05, 0.2, 1.0, 3.0):
     least = [p * math.exp(-cap / p) for p in (0.9, 0.5, 0.2)]
-    print(f"cap {cap:4.2f}: heard above", ", ".join(f"{value:.3f}" for value in least))
-print("where the teacher gives the token .9, .5, .2")
+    print(f"cap {cap:4.2f}: silent below", ", ".join(f"{value:.3f}" for value in least))
+print("where the teacher gives the entry .9, .5, .2")
 one, two = torch.tensor([[0.6, 0.4]]).log(), torch.tensor([[0.2, 0.8]]).log()
 free, capped = divergence(one, two).item(), divergence(one, two, cap=0.2).item()
 print(f"teacher .6 .4, student .2 .8: {free:.3f} nats, with a cap of .2: {capped:+.3f}")
 logits = two.clone().requires_grad_()
 divergence(one, logits, cap=0.2).sum().backward()
 slope = logits.grad[0, 0].item()
-print(f"slope at the first token, which the teacher prefers: {slope:+.2f}")
-record.check("a silent token is pushed down", slope > 0, "descent lowers it")
+print(f"slope at the first entry, which the teacher prefers: {slope:+.2f}")
+record.check("a silent entry is pushed down", slope > 0, "descent lowers it")
 
 # %% [markdown]
-# For some tokens that may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know; with a cap the student is not taught to guess them. But the same happens to a good query that the student would hardly have thought of. The cap is therefore swept, and there is an arm without one.
+# For some entries that may be just what is wanted. A teacher that has read the answer is sure of names that the student cannot know; with a cap the student is not taught to guess them. But the same happens to a good query that the student would hardly have thought of. The cap is therefore swept, and there is an arm without one.
 #
-# Here is the divergence along the attempt at the top, token by token. Grey was read, not written.
+# Here is the divergence along the attempt at the top, place by place. Grey was read, not written.
 
 # %% tags=["page-only", "hide-input"]
 pair = Pair(shown_questions[first // 8], shown[lost], shown[few])
@@ -531,7 +531,28 @@ along = divergence(teacher, student)
 row = torch.zeros(len(pair.student.ids))
 row[collate([pair.student], start.pad_id).policy[0]] = along
 display(HTML(tokens_html(start, pair.student, [round(v, 1) for v in row.tolist()])))
-record.check("a divergence is never negative", bool(along.min() > -1e-5), "by token")
+record.check("a divergence is never negative", bool(along.min() > -1e-5), "by place")
+
+# %% [markdown]
+# And the place where they differ most: what both would write there, and which terms a cap of 1 silences.
+
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+place = int(along.argmax())
+P, Q = teacher[place].softmax(-1), student[place].softmax(-1)
+entries = (P + Q).topk(5).indices
+terms = P * (P / Q).log()
+seen = {
+    start.decode([int(v)]): {
+        "teacher": P[v].item(),
+        "student": Q[v].item(),
+        "term": terms[v].item(),
+        "silent at 1": bool(terms[v] >= 1),
+    }
+    for v in entries
+}
+pd.DataFrame(seen).T
 
 # %% [markdown]
 # ## Step 4: a round that leaves the policy alone
@@ -609,7 +630,7 @@ def switched_off(adapters: Sequence[LowRank]) -> Iterator[None]:
 # %% [markdown]
 # ## Step 5: the round
 #
-# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, and no tokens inside an answer, for which the place of each written token has to be known. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
+# All of it, with switches for what it is compared with: another reference, the divergence the other way round, no cap, and nothing of an answer but its opening tag, for which the place of each written token has to be known. And one thing that needs no teacher: *SFT*, in which the student simply learns to write the reference, $-\log \pi(y^+ \mid x)$, from the same pairs, with the same adapter and as
 # many updates.
 
 
@@ -623,7 +644,7 @@ class Round:
         "forward"  # "reverse"; "sft": the reference itself; "nothing": no update
     )
     capped: bool = True
-    answers: bool = True  # False: without the inside of the student's answer
+    answers: bool = True  # False: of the student's answer the opening tag alone
     questions: str = "seen"  # in the GRPO round; "new" ones; "unlabelled": new, by vote
     reused: bool = False  # the pool is what GRPO wrote: no attempts of its own
     closing: bool = False  # GRPO once more after the last round
@@ -645,7 +666,7 @@ def places_of(attempt: Trajectory) -> list[str]:
             opens = bool(after) and after[0].kind == "query"
         names = {
             "think": ("thought", "thought"),
-            "search": ("search or answer" if opens else "tags", "tags"),
+            "search": ("search or answer" if opens else "end of a query",) * 2,
             "query": ("query, first token", "query, later"),
             "answer": ("search or answer" if opens else "answer", "answer"),
         }
@@ -682,14 +703,16 @@ class Distil(Module):
         teacher, student = teacher[keep], student[keep]
         reverse = self.how.loss == "reverse"
         held = divergence(teacher, student, self.cap, reverse)
+        parts = {"loss": held.mean()}
         with torch.no_grad():
-            whole = divergence(teacher, student, reverse=reverse).mean()
-            silent = silenced(teacher, student, self.cap).mean()
-        return {"loss": held.mean(), "whole": whole, "silenced": silent}
+            parts["whole"] = divergence(teacher, student, reverse=reverse).mean()
+            if not reverse:
+                parts["silenced"] = silenced(teacher, student, self.cap).mean()
+        return parts
 
 
 def silenced(teacher: Tensor, student: Tensor, cap: float) -> Tensor:
-    """Where the teacher's favourite token is at the cap. Shape: (M, V), (M, V) -> (M,) float."""
+    """Where the teacher's favourite entry is at the cap. Shape: (M, V), (M, V) -> (M,) float."""
     p, best = teacher.softmax(-1).max(-1)
     q = student.log_softmax(-1).gather(-1, best[:, None])[:, 0]
     return (p * (p.log() - q) >= cap).float()
@@ -761,24 +784,26 @@ print(
 )
 
 # %% [markdown]
-# A trap lies in that 0. A loss that is exactly 0 has a gradient that is 0 only up to rounding. But Adam divides a gradient by its own size, so that rounding errors make steps as long as any others; the student leaves the teacher, now there is a loss, and the way back overshoots. Look at the losses of a teacher that reads nothing:
+# A trap lies in that 0. A loss that is exactly 0 has a gradient that is 0 only up to rounding. But Adam divides a gradient by its own size, so that rounding errors make steps as long as any others; and the student leaves the teacher. Below are the losses of a teacher that reads nothing, at the rate of the round above and at three times that rate. (A real round of this page begins with a loss that the cell above prints.)
 
 # %% tags=["page-only", "hide-input"]
-drifting = replace(start, model=deepcopy(start.model))
 empty = [replace(pair, reference=None) for pair in shown_pairs]
-constant = replace(settings, updates=6, distil_rate=3e-3)
-drift = distil(drifting, empty, Round(), constant, seed=0).column("loss")[1]
-print("loss by update:", " ".join(f"{value:.0e}" for value in drift))
+for rate in (settings.distil_rate, 3 * settings.distil_rate):
+    drifting = replace(start, model=deepcopy(start.model))
+    drift = distil(
+        drifting, empty, Round(), replace(settings, updates=6, distil_rate=rate), seed=0
+    ).column("loss")[1]
+    print(f"rate {rate:g}, loss:", " ".join(f"{value:.0e}" for value in drift))
 
 # %% [markdown]
-# So the control *no privilege* is two controls here: `pool_only` makes no update at all, `no_privilege` makes them and shows what they do by themselves. The rate of a round falls to 0, which ends such steps.
+# So a control without a privileged prompt is two controls here: `pool_only` makes no update at all, `no_privilege` makes them and shows what they do by themselves. The rate falls to 0 in the course of a round.
 #
 # ## Step 6: does the teacher know better?
 #
-# Before anything is trained. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, and with its right sibling in the prompt. If the
+# Before anything is trained, and for this diagnosis alone, the teacher writes. Take pairs of the untrained policy, cut the student's attempt after what its first search brought, and let the policy go on from there: from the plain prompt, and with its right sibling in the prompt. If the
 # second is not better than the first, there is nothing to distil. That it is better here is no discovery: in pre-training, what stood in such a place was worth following, so that it was built in. The question is what of it can be learnt.
 #
-# A right sibling holds the answer. A teacher that only copies it is better too, and knows nothing about searching. So two more teachers go on with the same attempts: one has read the *answer alone*, one the reference with every mention of the answer *masked*. And one has read a right attempt at another question, a *stranger*, which our models never met in pre-training.
+# A right sibling holds the answer. A teacher that only copies it is better too, and knows nothing about searching. So two more teachers go on with the same attempts: one has read the *answer alone*, one the reference with every mention of the answer *masked*: it reads `unknown` instead, as if its writer had not found it. And one has read a right attempt at another question, a *stranger*, which our models never met in pre-training.
 
 
 # %%
@@ -847,7 +872,7 @@ def record_readings(
 
 
 # %% [markdown]
-# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop; the first token of a query is another decision. If the signal is about decisions, as we read the paper, it should be there.
+# And where does it differ? Every written token belongs to one of a few places. *Search or answer* is the tag that opens either, the decision to go on or to stop; the first token of a query is another decision, for a model that writes freely. If the signal is about decisions, as we read the paper, it should be there.
 
 
 # %%
@@ -897,26 +922,25 @@ def look(name: str, lm: LanguageModel, task: Task) -> None:
         record.metric(f"{name}/share of kl/{place}", float(values.sum() / total))
 
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, on pairs of the questions at the top. Left: mean divergence of a token by the place it stands at, whole and with the cap. Right: the share of the whole divergence that a place has, with the number of its tokens.", "name": "fig-09-places"}, "image": {"alt": "Two panels of horizontal bars by place in an attempt. Left, how far teacher and student differ at a token there, with and without the cap; right, what share of all divergence lies there."}}
-import pandas as pd
-
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Where teacher and student differ before any training, on the few pairs of the questions at the top. Left: mean divergence of a token by the place it stands at, whole and with the cap. Right: the share of the whole divergence that a place has, with the number of its tokens.", "name": "fig-09-places"}, "image": {"alt": "Two panels of horizontal bars by place in an attempt. Left, how far teacher and student differ at a token there, with and without the cap; right, what share of all divergence lies there."}}
 from minisearch import pages
 from minisearch.cards import load_cells
 from minisearch.plots import COLORS, figure
 
 PLACES = (
-    "search or answer", "query, first token", "query, later", "tags", "thought", "answer",
+    "search or answer", "query, first token", "query, later", "end of a query",
+    "thought", "answer",
 )  # fmt: skip
 whole = along_attempts(start, shown_pairs)
 with_cap = along_attempts(start, shown_pairs, settings.cap)
-nothing = np.zeros(1)
+zero = np.zeros(1)
 fig, axes = figure(width=7, height=2.6, columns=2, layout="constrained")
 for n, (label, values) in enumerate({"whole": whole, "capped": with_cap}.items()):
-    heights = [values.get(place, nothing).mean() for place in PLACES]
+    heights = [values.get(place, zero).mean() for place in PLACES]
     axes[0].barh(np.arange(6) + 0.4 * n, heights, 0.38, color=COLORS[n], label=label)
-shares = np.array([whole.get(place, nothing).sum() for place in PLACES])
+part_of_all = np.array([whole.get(place, zero).sum() for place in PLACES])
 counts = [len(whole.get(place, ())) for place in PLACES]
-axes[1].barh(np.arange(6) + 0.2, shares / shares.sum(), 0.6, color=COLORS[0])
+axes[1].barh(np.arange(6) + 0.2, part_of_all / part_of_all.sum(), 0.6, color=COLORS[0])
 axes[0].set_yticks(np.arange(6) + 0.2, PLACES)
 axes[1].set_yticks(np.arange(6) + 0.2, [f"{count:,}" for count in counts])
 for ax, title in zip(axes, ("nats a token", "share of all; tokens"), strict=True):
@@ -926,8 +950,8 @@ axes[0].legend()
 record.figure(fig, "places", "divergence by place")
 
 # %% [markdown]
-# What to look for. If the signal were about decisions, the first two bars would stand out. A query begins with the name that is asked about, which both know; the decision is then the word that follows, or that none does (the closing tag, among the *tags*). And look at the *answer*: the teacher has read the right one, and can say it whatever the student's attempt brought. There the student is
-# taught a name that nothing before it explains. The arm `no_answers` leaves those tokens out, the teacher of `masked` has not seen the answer, and that of `answer_only` has seen nothing else.
+# Four or five attempts are an illustration; the table below has the grid's. What to look for: if the signal were about decisions, the first two bars would stand out. A query of our toy models begins with a name that both have read; their decision is the word that follows, or that none does (the *end of a query*). And look at the *answer*: the teacher has read the right one, and can say it whatever the student's attempt brought. There the student is
+# taught a name that nothing before it explains. The arm `no_answers` leaves that out, the teacher of `masked` has not seen the answer, and that of `answer_only` has seen nothing else.
 #
 # What the pairs of the two starting models are like, means over three training encyclopedias each:
 
@@ -976,7 +1000,7 @@ pd.DataFrame(by_place).T.round(3)
 # ## Step 7: rounds, and what they cost
 #
 # A pool is made of attempts, and attempts are what training costs. So all arms make equally many: where GRPO has 20 steps of 64 attempts, two rounds with a pool of two steps each leave 16 steps for GRPO. What the arm `reused` asks is whether a pool of its own is needed: it takes
-# the attempts that GRPO made in the round, which come free, but from a policy that was still changing.
+# the attempts that GRPO made in the round, which come free, from five times as many questions and a policy that was still changing; with as many updates, and four steps of GRPO more.
 #
 # Whatever a new round of GRPO starts from, its optimiser starts anew. That goes for every arm with rounds, `pool_only` among them.
 
@@ -1118,19 +1142,26 @@ def described(
 ) -> dict[str, float]:
     """What a pool was like, and what its teacher knew, before the round."""
     alone = [replace(pair, reference=None) for pair in pairs]
-    shares = [[p.was_right for p in pairs], [p.spared > 0 for p in pairs]]
-    longer, more = (float(np.mean(share)) if pairs else math.nan for share in shares)
+    more = [
+        len(p.reference.queries) > len(p.student.queries) for p in pairs if p.reference
+    ]
+    cases = ([p.was_right for p in pairs], more, [p.extra > 0 for p in pairs])
+    was_right, longer, extra = (
+        float(np.mean(case)) if case else math.nan for case in cases
+    )
     return {
         "pairs": float(len(pairs)),
         "pool_right": float(np.mean([np.mean(group.right) for group in pool])),
-        "student_was_right": longer,
-        "reference_searches_more": more,
+        "student_was_right": was_right,
+        "reference_longer": longer,
+        "reference_not_shortest": extra,
         "spare_searches": spare_searches(pool),
         "em_told": from_here(lm, task.library, pairs, settings, seed),
         "em_alone": from_here(lm, task.library, alone, settings, seed),
     }
 
 
+# %%
 def watch(name: str, lm: LanguageModel, task: Task) -> None:
     """Right answers and searches on some test questions, greedily; nothing is chosen by it."""
     several = ~np.isin(groups_of(task), ONE_HOP)
@@ -1172,7 +1203,7 @@ def surplus(found: dict[str, np.ndarray], task: Task) -> float:
 # | `masked` | it reads the reference without the answer |
 # | `longest`, `stranger` | it reads the right sibling with *most* searches; a right attempt at another question |
 # | `sft` | no teacher: the reference is learnt as it stands |
-# | `reverse`, `uncapped`, `no_answers` | the divergence the other way round; no cap; without the tokens of answers |
+# | `reverse`, `uncapped`, `no_answers` | the divergence the other way round, $Q \log (Q / P)$, which asks the student to give up what the teacher would not write rather than to take on what it would; no cap; of answers the opening tag alone |
 # | `one_round`, `four_rounds` | one round of twice the size, four of half: as many attempts, pairs and updates |
 # | `ends_with_grpo` | after the second round GRPO goes on, so that training does not end with distillation |
 # | `new_questions`, `unlabelled` | the pool's questions are new; the same ones, and the attempts vote who was right |
@@ -1326,7 +1357,7 @@ if RUNS:
 record.figure(fig, "training", "training with and without distillation")
 
 # %% [markdown]
-# What each round had to work with. `em_alone` and `em_told` are as in step 6: the students' attempts continued, from the plain prompt and from the teacher's. `silenced` is the share of tokens at whose place the teacher's favourite is at the cap, at the first update and at the last. Does the teacher still know more, after GRPO?
+# What each round had to work with. `em_alone` and `em_told` are as in step 6: the students' attempts continued, from the plain prompt and from the teacher's. `pool_right` is the share of right attempts; of the pairs, `student_was_right` says where the attempt was right already, `reference_longer` where the reference has more searches than it, `reference_not_shortest` where a right one with fewer was there. `loss` is the capped sum and `whole` the divergence without a cap, `silenced` the share of places at which the teacher's favourite is at the cap, each at the first update and at the last. Does the teacher still know more, after GRPO?
 
 # %% tags=["page-only", "hide-input"]
 rows = RUNS["search_e1"].rows if "search_e1" in RUNS else []
@@ -1335,16 +1366,30 @@ pd.DataFrame(rows, index=pd.Index(range(1, len(rows) + 1), name="round")).T.roun
 # %% [markdown]
 # ### A failure that we keep
 #
-# An adapter learns at a rate of its own, and thirty times ours is too fast. What happens then is shown at once on the untrained policy, before and after one round on the pairs from the top. `too_fast` in the table of all arms is the same in the middle of training.
+# An adapter learns at a rate of its own, and thirty times ours is too fast. Here is one such round on the untrained policy and the pairs from the top. `too_fast` in the table of all arms is the same in the middle of training.
 
 # %% tags=["page-only", "hide-input"]
 broken = replace(start, model=deepcopy(start.model))
-too_fast = replace(settings, distil_rate=3e-2, updates=8)
-curve = distil(broken, shown_pairs, Round(), too_fast, seed=0).column("loss")[1]
+hasty = replace(settings, distil_rate=3e-2, updates=8)
+curve = distil(broken, shown_pairs, Round(), hasty, seed=0).column("loss")[1]
 print("loss by update:", " ".join(f"{value:.2f}" for value in curve))
 asked = [protocol.prompt(start.tokenizer, q["question"]) for q in shown_questions]
-attempts = rollout(broken, example_library, protocol, asked, RolloutConfig(), seed=5)
-print("an attempt after it:", attempts[0].text[:160])
+became = {}
+for when, policy in {"before": start, "after": broken}.items():
+    made = rollout(policy, example_library, protocol, asked, RolloutConfig(), seed=5)
+    broken_off = [any(s.kind == "invalid" for s in a.segments) for a in made]
+    became[when] = {
+        "attempts": len(made),
+        "with an answer": sum(bool(a.answer) for a in made),
+        "with text outside all tags": sum(broken_off),
+        "right": sum(
+            exact_match_reward(a, q) for a, q in zip(made, shown_questions, strict=True)
+        ),
+    }
+pd.DataFrame(became).astype(int)
+
+# %% [markdown]
+# The loss hides it: it is measured on tokens of the student from before, and in the end it is about where it began. What is ruined shows when the policy has to write.
 
 # %% [markdown]
 # ## Results
@@ -1364,8 +1409,8 @@ SHOWN = (
 pages.score_table(record.metrics, results, SHOWN)
 
 # %% [markdown]
-# `surplus` is the searches of right attempts beyond the hops of their questions: what could be saved. `right_per_search` is right answers over searches made, all questions counted, the inverse of the searches that a right answer costs. It follows accuracy for the most part, as a policy that learns to answer has to
-# search first; hence the claim is about the surplus.
+# `gold` is the share of a question's passages that were found, `written` the tokens that the policy wrote. `surplus` is the searches of right attempts beyond the hops of their questions, below 0 where one search brought two passages or a guess was right. Which questions are answered right differs between arms, so that it has to be read together with accuracy. `right_per_search` is right answers over searches made, all questions counted, the inverse of the searches that a right answer costs. It follows accuracy for the most part, as a policy that learns to answer has to
+# search first; hence the claim on efficiency is about the surplus, and has as a condition that no right answers are lost.
 #
 # ### What the grid says
 
@@ -1402,7 +1447,7 @@ pages.paired_table("09_search_e1", others, "search_e1", PAIRED)
 # %% [markdown]
 # ### Efficiency against accuracy, round by round
 #
-# If a round teaches what its references have, short ways to right answers, a policy has less surplus after it and no fewer right answers: in the figure it moves to the left, and not down. Below, some test questions after every part of GRPO and after every round of distillation, greedily, over the runs that all three arms have. Beside it is the arm that throws its pools
+# If a round teaches what its references have, short ways to right answers, a policy has less surplus after it and no fewer right answers: in the figure it moves to the left, and not down. The numbers at the points are the parts of training. Below, some test questions after every part of GRPO and after every round of distillation, greedily, over the runs that all three arms have. Beside it is the arm that throws its pools
 # away: its circles and squares coincide, as nothing happens between them.
 
 
@@ -1438,6 +1483,8 @@ for n, arm in enumerate(COMPARED):
         ax.plot(x, y, color=COLORS[n], label=arm.replace("_", " "))
         ax.plot(x[::2], y[::2], "o", color=COLORS[n], markerfacecolor="none")
         ax.plot(x[1::2], y[1::2], "s", color=COLORS[n])
+        for number, (left, up) in enumerate(zip(x[::2], y[::2], strict=True), 1):
+            ax.annotate(number, (left, up), xytext=(5, -10), textcoords="offset points")
 ax.set(xlabel="surplus searches of a right attempt", ylabel="right answers")
 if ax.get_lines():
     ax.legend()
@@ -1479,7 +1526,7 @@ pages.tuning_table("09_search_e1")
 #
 # ### Exercise 1: a pair by hand
 #
-# Write `choose`: from the verdicts and the numbers of searches of one group, the numbers of the reference and of the student's attempt, by searches alone; of equal ones the first. `None` where the question gives no pair. Before you do: a group in which all attempts are right, with 2, 2 and 2 searches. And with 2, 2 and 4?
+# Write `choose`: from the verdicts and the numbers of searches of one group, the places of the reference and of the student's attempt in it, by searches alone; of equal ones the first. `None` where the question gives no pair. Before you do: a group in which all attempts are right, with 2, 2 and 2 searches. And with 2, 2 and 4?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -1525,6 +1572,18 @@ def properties_of_pair(pick):
         lambda: tuple(pick([True, False, False], [3, 2, 0])) == (0, 2),
     )
     yield (
+        "of wrong ones not the shortest",
+        lambda: tuple(pick([True, False, False], [1, 2, 4])) == (0, 2),
+    )
+    yield (
+        "of longer right ones the longest",
+        lambda: tuple(pick([True] * 3, [2, 3, 5])) == (0, 2),
+    )
+    yield (
+        "of equal references the first",
+        lambda: tuple(pick([True, True, False], [2, 2, 4])) == (0, 2),
+    )
+    yield (
         "of students that differ alike the first",
         lambda: tuple(pick([True, False, False], [2, 1, 3])) == (0, 1),
     )
@@ -1538,9 +1597,14 @@ def properties_of_pair(pick):
 assert check("ch09-pair", choose)
 
 # %% [markdown]
+# :::{admonition} What came out
+# :class: dropdown
+# 2, 2 and 2: no pair. 2, 2 and 4: the first is the reference, the third the student. There is nothing wrong in it, and it is longer.
+# :::
+#
 # ### Exercise 2: the capped sum
 #
-# Write `capped_sum` of one token, from the two distributions. A word that the teacher gives no probability adds nothing; one that only the student gives none is at the cap. Before you do: can the sum be below 0? Without the cap?
+# Write `capped_sum` of one token, from the two distributions. An entry that the teacher gives no probability adds nothing; where only the student gives none, the term is the cap. Before you do: how far below 0 can the sum fall? And without the cap?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-cap", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1577,6 +1641,12 @@ def properties_of_capped_sum(total):
         lambda: np.isclose(total([1.0, 0.0], even, 9.0), np.log(2)),
     )
     yield (
+        "an impossible entry costs the cap, whatever the teacher gives it",
+        lambda: np.isclose(
+            total([0.99, 0.01], [1.0, 0.0], 1.0), 0.99 * math.log(0.99) + 1
+        ),
+    )
+    yield (
         "nobody else says it: at the cap",
         lambda: np.isclose(total([1.0, 0.0], [0.0, 1.0], 0.3), 0.3),
     )
@@ -1592,10 +1662,15 @@ def properties_of_capped_sum(total):
 assert check("ch09-cap", capped_sum)
 
 # %% [markdown]
+# :::{admonition} What came out
+# :class: dropdown
+# Without a cap never: then it is a divergence. With one, not below $-1/e$: as $\log u \ge -1/(e u)$ for any $u$, a term $p \log(p/q)$ is $-q/e$ at least, and the $q$ sum to one.
+# :::
+#
 # ### Exercise 3: a silent bug
 #
-# A colleague compares the two rows of logits by `compared_with_a_bug`. Row number $n$ of a causal model's logits says what comes *after* token $n$. The two models are compared at equal places, the loss is finite, it falls, and it is exactly 0 when the teacher reads nothing: that test sees nothing. Which token of the attempt never teaches, and what takes its place? Write
-# `compared`: the rows of each that are about the tokens of the attempt. (What else would pass that test? Without an adapter, with all weights learning and one model as both, a teacher whose gradient is not stopped. There the two meet halfway, and the teacher is made to forget what it read.)
+# A colleague compares the two rows of logits by `compared_with_a_bug`. Counted from 0, row $n$ of a causal model's logits says what comes *after* token $n$. The two models are compared at equal places, the loss is finite, it falls, and it is exactly 0 when the teacher reads nothing: that test sees nothing. Which token of the attempt never teaches, and what takes its place? Write
+# `compared`: the rows of each that are about the tokens of the attempt, written or read. A second question: without an adapter, with all weights learning and one model as both, which other bug would pass the test of the empty prompt?
 
 
 # %% tags=["page-only"]
@@ -1619,12 +1694,13 @@ def properties_of_rows(rows):
         return [list(own) for own in rows(*numbers)]
 
     yield "as many of each", lambda: [len(own) for own in both(5, 9, 3)] == [3, 3]
+    yield "the first token is taught", lambda: 4 in both(5, 9, 3)[0]
     yield (
         "as far apart as the prompts",
         lambda: both(5, 9, 3)[1][0] - both(5, 9, 3)[0][0] == 4,
     )
     ### BEGIN HIDDEN TESTS
-    yield "the first token is taught", lambda: both(5, 9, 3)[0] == [4, 5, 6]
+    yield "all tokens, and no more", lambda: both(5, 9, 3)[0] == [4, 5, 6]
     yield "and by the right row", lambda: both(5, 9, 3)[1] == [8, 9, 10]
     yield "equal prompts", lambda: both(7, 7, 2) == [[6, 7], [6, 7]]
     yield "one token", lambda: both(3, 8, 1) == [[2], [7]]
@@ -1634,10 +1710,15 @@ def properties_of_rows(rows):
 assert check("ch09-rows", compared)
 
 # %% [markdown]
+# :::{admonition} What came out
+# :class: dropdown
+# The first token never teaches, and the row after the last one takes its place: what would come after the end. The other bug is a teacher whose gradient is not stopped: the two meet halfway, and the teacher is made to forget what it read.
+# :::
+#
 # ### Exercise 4: predict, then break it
 #
-# Write `heard`: whether a token's term still changes with $q$, where the teacher gives it the probability $p$ and the student $q$; a term that equals the cap does not. Then predict: with a cap of .05, which tokens of the attempt at the top still teach? Does the policy of `uncapped` answer more boldly than that of `search_e1`? Run
-# `minisearch run 9 --arms search_e1,uncapped` and look at its answers, searches and `gold_sampled` in the table.
+# Write `heard`: whether an entry's term still changes with $q > 0$, where the teacher gives it the probability $p$, which may be 0, and the student $q$; a term that equals the cap does not. Then predict: with a cap of .05, at which places of the attempt at the top is the teacher's favourite still heard? And does the policy of `uncapped` end sooner than that of `search_e1`, and is it wrong
+# more often when it does? Run `minisearch run 9 --arms search_e1,uncapped` (some three minutes) and compare searches, right answers and `gold_sampled`.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-heard", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1659,22 +1740,39 @@ def properties_of_heard(is_heard):
     yield "just below", lambda: is_heard(0.5, 0.5 * math.exp(-1.98), 1.0)
     yield "just above", lambda: not is_heard(0.5, 0.5 * math.exp(-2.02), 1.0)
     yield "no opinion", lambda: not is_heard(0.0, 0.3, 1.0)
+    yield "at the cap", lambda: not is_heard(0.5, 0.5, 0.0)
     ### END HIDDEN TESTS
 
 
 assert check("ch09-heard", heard)
 
 # %% [markdown]
+# The first prediction can be looked up: 1 where the teacher's favourite is heard at a cap of .05.
+
+# %% tags=["page-only", "hide-input"]
+favourite = teacher.softmax(-1).max(-1)
+chosen_by_student = student.softmax(-1).gather(-1, favourite.indices[:, None])[:, 0]
+row[collate([pair.student], start.pad_id).policy[0]] = torch.tensor(
+    [
+        float(heard(p, q, 0.05))
+        for p, q in zip(
+            favourite.values.tolist(), chosen_by_student.tolist(), strict=True
+        )
+    ]
+)
+display(HTML(tokens_html(start, pair.student, row.tolist())))
+
+# %% [markdown]
 # ### Exercise 5: after the round
 #
-# Write `merged_weight`. Its rank is in the shapes. Then: a colleague merges and forgets to take the adapter away. What is the policy of the next round?
+# Write `merged_weight`. Its rank is in the shapes. Then: a colleague merges and forgets to take the adapter away. What is then the student of the next round, and what its teacher?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch09-merge", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def merged_weight(
     weight: np.ndarray, down: np.ndarray, up: np.ndarray, alpha: float
 ) -> np.ndarray:
-    """The weight of one layer that does what layer and adapter do.
+    """The weight of one layer that does what layer and adapter do, in a new array.
 
     Shape: (m, n), (r, n), (m, r) -> (m, n).
     """
@@ -1693,6 +1791,14 @@ def properties_of_merge(merge_into):
     yield (
         "nothing learnt",
         lambda: np.allclose(merge_into(weight, down, 0 * up, 8), weight),
+    )
+    before = weight.copy()
+    yield (
+        "its arguments stay as they were",
+        lambda: (
+            merge_into(weight, down, up, 8) is not weight
+            and np.array_equal(weight, before)
+        ),
     )
     yield "a weight's shape", lambda: merge_into(weight, down, up, 8).shape == (3, 4)
     ### BEGIN HIDDEN TESTS
@@ -1720,6 +1826,11 @@ def properties_of_merge(merge_into):
 assert check("ch09-merge", merged_weight)
 
 # %% [markdown]
+# :::{admonition} What came out
+# :class: dropdown
+# With the adapter on it counts twice: $W + 2\frac{\alpha}{r} B A$. With it off the model is what the student was, which is right for the teacher; so that student and teacher differ before anything is learnt, and the loss of an empty prompt is no longer 0.
+# :::
+#
 # ## At scale
 #
 # `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. A round of distillation needs less: the policy is frozen and has no state of an optimiser, and a pair is read, where an attempt of GRPO has to be written.
@@ -1729,18 +1840,18 @@ full = DistilSettings.of("full")
 parameters, layers, width, inner, key = 3.1e9, 36, 2048, 11008, 256  # Qwen2.5-3B
 sizes = [2 * (width + width), 2 * (width + key), 3 * (width + inner)]
 adapter = layers * full.rank * sum(sizes)
-attempt, length = 1500, 151_936
+attempt, vocabulary = 1500, 151_936
 print(f"adapters of rank {full.rank}: {adapter / 1e6:.0f} M parameters")
 print(
     f"their weights, gradients and Adam's two moments: {adapter * 16 / 2**30:.1f} GiB"
 )
 pool_size = full.pool_steps * full.questions_a_step * full.group
-read = full.updates * full.pairs_a_step * 3 * attempt
+read = full.updates * full.pairs_a_step * 3 * attempt  # y- twice, y+ once
 print(
     f"a pool: {pool_size:,} attempts, {pool_size * attempt / 1e6:.0f} M tokens written"
 )
 print(f"a round: {read / 1e6:.0f} M tokens read, a third of them with gradients")
-print(f"logits of one pair, both models: {2 * 4 * 500 * length / 2**30:.1f} GiB")
+print(f"logits of one pair, both models: {2 * 4 * 500 * vocabulary / 2**30:.1f} GiB")
 
 # %% [markdown]
 # Attempts of 1,500 tokens of which the policy wrote 500 are assumed. The last line is what to look at first: a divergence over a whole vocabulary needs all logits of all written tokens, twice. The pairs of a step are read at once here; on a GPU, take fewer a step first. One thing differs where GRPO has a penalty for leaving its start, as at `small` and `full`: each round's GRPO stays near where that round began.

@@ -169,7 +169,7 @@ def test_pairs_show_the_sibling_that_they_are_asked_for(page, lm):
     assert {which: len(pair.reference.queries) for which, pair in found.items()} == {
         "fewest": 1, "longest": 3, "random": 3,
     }  # fmt: skip
-    assert {which: pair.spared for which, pair in found.items()} == {
+    assert {which: pair.extra for which, pair in found.items()} == {
         "fewest": 0, "longest": 2, "random": 2,
     }  # fmt: skip
 
@@ -391,7 +391,7 @@ def test_places_by_hand(page, lm):
     words = sum(len(s.ids) for s in attempt.segments if s.kind == "think")
     assert counts == {
         "thought": words, "search or answer": 2, "query, first token": 1, "query, later": 2,
-        "tags": 1, "answer": len(attempt.segments[-1].ids) - 1,
+        "end of a query": 1, "answer": len(attempt.segments[-1].ids) - 1,
     }  # fmt: skip
 
 
