@@ -1389,7 +1389,7 @@ for when, policy in {"before": start, "after": broken}.items():
 pd.DataFrame(became).astype(int)
 
 # %% [markdown]
-# The loss hides it: it is measured on tokens of the student from before, and in the end it is about where it began. What is ruined shows when the policy has to write.
+# The loss says little of it, as it is measured on tokens that the student wrote before. What is ruined shows when the policy has to write.
 
 # %% [markdown]
 # ## Results
