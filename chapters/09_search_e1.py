@@ -1556,46 +1556,27 @@ def choose(right: list[bool], searches: list[int]) -> tuple[int, int] | None:
 # %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch09-pair-test", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
 @checks("ch09-pair")
 def properties_of_pair(pick):
-    yield "one right, one wrong", lambda: tuple(pick([False, True], [1, 2])) == (1, 0)
-    yield "nobody is right", lambda: pick([False, False], [1, 3]) is None
+    def gives(right, searches, expected):
+        def found():
+            answer = pick(right, searches)
+            return answer is expected if expected is None else tuple(answer) == expected
+
+        return found
+
+    yes, no = True, False
+    yield "one right, one wrong", gives([no, yes], [1, 2], (1, 0))
+    yield "nobody is right", gives([no, no], [1, 3], None)
     ### BEGIN HIDDEN TESTS
-    yield (
-        "the fewest searches of right ones, not of all",
-        lambda: tuple(pick([True, False, True], [3, 1, 2])) == (2, 1),
-    )
-    yield (
-        "wrong goes before different",
-        lambda: tuple(pick([True, True, False], [1, 5, 1])) == (0, 2),
-    )
-    yield "all right and alike", lambda: pick([True] * 3, [2, 2, 2]) is None
-    yield (
-        "all right, one of them longer",
-        lambda: tuple(pick([True] * 3, [2, 2, 4])) == (0, 2),
-    )
-    yield (
-        "of wrong ones the most different",
-        lambda: tuple(pick([True, False, False], [3, 2, 0])) == (0, 2),
-    )
-    yield (
-        "of wrong ones not the shortest",
-        lambda: tuple(pick([True, False, False], [1, 2, 4])) == (0, 2),
-    )
-    yield (
-        "of longer right ones the longest",
-        lambda: tuple(pick([True] * 3, [2, 3, 5])) == (0, 2),
-    )
-    yield (
-        "of equal references the first",
-        lambda: tuple(pick([True, True, False], [2, 2, 4])) == (0, 2),
-    )
-    yield (
-        "of students that differ alike the first",
-        lambda: tuple(pick([True, False, False], [2, 1, 3])) == (0, 1),
-    )
-    yield (
-        "fewer searches differ too",
-        lambda: tuple(pick([False, True, False], [0, 3, 5])) == (1, 0),
-    )
+    yield "fewest searches of right ones", gives([yes, no, yes], [3, 1, 2], (2, 1))
+    yield "wrong before different", gives([yes, yes, no], [1, 5, 1], (0, 2))
+    yield "all right and alike", gives([yes] * 3, [2, 2, 2], None)
+    yield "all right, one of them longer", gives([yes] * 3, [2, 2, 4], (0, 2))
+    yield "the longest of longer right ones", gives([yes] * 3, [2, 3, 5], (0, 2))
+    yield "the most different wrong one", gives([yes, no, no], [3, 2, 0], (0, 2))
+    yield "not the shortest wrong one", gives([yes, no, no], [1, 2, 4], (0, 2))
+    yield "the first of equal references", gives([yes, yes, no], [2, 2, 4], (0, 2))
+    yield "the first of students alike", gives([yes, no, no], [2, 1, 3], (0, 1))
+    yield "fewer searches differ too", gives([no, yes, no], [0, 3, 5], (1, 0))
     ### END HIDDEN TESTS
 
 
