@@ -31,8 +31,9 @@ Markdown(card_box("03_onesearch_v2"))
 # %% tags=["hide-input"]
 import copy
 import json
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -49,8 +50,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 # %% tags=["hide-input"]
+from minisearch import chapters
 from minisearch.beam import Trie, beam_search
-from minisearch.data.kuaisearch import KuaiSearch
+from minisearch.cells import code_key
+from minisearch.data.kuaisearch import KuaiSearch, positives
 from minisearch.errors import InputError, one_of
 from minisearch.identifiers import ResidualKMeans, ResidualOPQ, quality
 from minisearch.lit import Batches, History, Module, Optimisation, fit
@@ -59,71 +62,74 @@ from minisearch.models.generative import Alphabet, Seq2Seq, toy_bart_config
 from minisearch.models.lm import ASSETS
 from minisearch.profiles import Settings, derive_seed, dial, quiet, use_threads
 from minisearch.recorder import Recorder
-from minisearch.records import EMPTY, Ragged
+from minisearch.records import EMPTY, Ragged, rows_of
 from minisearch.storage import cached
 from minisearch.tasks import Collection, recall_task
 from minisearch.text import END, PAD, Vocabulary, words
-from minisearch.worlds.market import expected_outcomes
+from minisearch.worlds.market import expected_outcomes, oracle_ranking
 from minisearch.worlds.needs import (
     KINDS,
-    Judge,
     NeedsConfig,
     NeedsWorld,
     Thinker,
+    Traffic,
+    fulfils,
     make_needs,
     meanings,
     product_keywords,
 )
 from minisearch.worlds.online import experiment
 from minisearch.worlds.shop_catalogue import ShopConfig
+from minisearch.worlds.shop_truth import grade
 from minisearch.worlds.stored import open_shop, open_truth
-
-RECIPE = 1  # raised whenever kept models must be trained anew
 
 # %% [markdown]
 # ## One request that says nothing
 #
-# The shop is simulated, as in the chapters before. To its ordinary requests, which name what they want, we add *complex* ones: a dozen
-# wordings for each of a set of needs, none of which shares a word with what is wanted. Below, one wording of each kind, what a large model
+# The shop is simulated, as in the chapters before. Its *direct* requests name what they want. We add *complex* ones: a dozen
+# wordings for each of a set of needs, none of which has a word of the catalogue or of a direct request. Below, one wording of each kind, what a large model
 # would write about it, and a product that the customer had in mind.
 
 # %% tags=["page-only", "hide-input"]
 tiny = open_truth(ShopConfig.of("smoke", users=200), 0)
 tiny_items = open_shop(ShopConfig.of("smoke", users=200), 0).items
 tiny_world = make_needs(tiny, NeedsConfig(10, 4, 400, 100))
-tiny_think = Thinker(tiny.goods, meanings(tiny_world, tiny))
-tiny_judge = Judge(tiny.goods, tiny_think.meaning, 0.0)
+tiny_think = Thinker(tiny.goods, meanings(tiny_world, tiny), 0.0, 0.0)
 for n, kind in enumerate(KINDS):
-    said = tiny_world.forms[4 * n]
-    grades = tiny_judge([said] * len(tiny.item_id), np.arange(len(tiny.item_id)))
-    title = tiny_items["item_title"][int(grades.argmax())]
+    said, every = tiny_world.forms[4 * n], np.arange(len(tiny.item_id))
+    wanted = fulfils(tiny.goods, tiny_world.needs[n], every)
+    title = tiny_items["item_title"][int(wanted.argmax())]
     print(
         f"{kind:11s} {said}\n    thought: {', '.join(tiny_think(said))}\n    wanted:  {title}"
     )
 
 # %% [markdown]
 # A log teaches what such words mean only as far as people who said them clicked on something. Most wordings are rare, the engine that made the log did not
-# understand them either, and so the few clicks are mostly on what happened to be popular. But *every* request that came in can be shown to the
+# understand them either, and so most clicks are on what happened to be popular. But *every* request that came in can be shown to the
 # large model, clicked or not, and all wordings of one need get about the same keywords. That is the opening that the method uses.
+#
+# Kinds differ in what is behind them. A negation forbids a value, a substitute forbids the brand of the product it starts from, a question has one sense with two
+# values. Gifts and ambiguous requests have two senses, of which one is meant; to a model they are the same but for their sayings.
 #
 # ## What the paper claims
 #
 # OneSearch answers a query by writing the identifier of a product; complex queries are a third of the page views of Kuaishou's mall search, the
-# paper says, and 8 % of its conversions. Version 2 adds thoughts, self-distillation and alignment. Rows add up from top to bottom:
+# paper says, and 8 % of its conversions. Version 2 adds thoughts, self-distillation and alignment. *HR@10* (hit rate) is the share of requests with a clicked (or ordered) product
+# among the first ten, *MRR@10* the mean of one over its rank. Rows add up from top to bottom; step 4 and step 6 explain their names:
 #
-# | offline, orders | HR@10 | MRR@10 |
-# |---|---|---|
-# | OneSearch V1 | .2046 | .0985 |
-# | + tasks that write keywords | .2094 | .1008 |
-# | + self-distillation | .2163 | .1017 |
-# | + R-Drop, adversarial step, focal loss | .2214 | .1048 |
-# | + GRPO | .2248 | .1106 |
-# | + TPMA | .2265 | .1136 |
-# | the whole | .2314 | .1151 |
+# | offline | clicks HR@10 | clicks MRR@10 | orders HR@10 | orders MRR@10 |
+# |---|---|---|---|---|
+# | OneSearch V1 | .2231 | .0728 | .2046 | .0985 |
+# | + tasks that write keywords | .2266 | .0731 | .2094 | .1008 |
+# | + self-distillation | .2398 | .0757 | .2163 | .1017 |
+# | + R-Drop, adversarial step, focal loss | .2471 | .0788 | .2214 | .1048 |
+# | + GRPO | .2481 | .0798 | .2248 | .1106 |
+# | + TPMA | .2498 | .0815 | .2265 | .1136 |
+# | the whole | .2568 | .0833 | .2314 | .1151 |
 #
-# The distilled model without keywords (.2163) is above the undistilled one *with* them (.2139), and writing the keywords before the identifier
-# ruins it (.0898). In the online test item CTR rose by 3.98 %, buyers by 2.07 %, most on rare queries and cold products. What the whole
-# adds over "+ TPMA" is not said.
+# From a reading note alone, and so less certain, come two more: the undistilled model *with* keywords reaches .2139 (orders HR@10), below the distilled one
+# without; writing the keywords before the identifier ruins it, .0898 (orders) and .1013 (clicks). In the online test item CTR, clicks over views of products, rose by 3.98 %, buyers by 2.07 %, most on rare queries and cold products,
+# which are those with few clicks. What the whole adds over "+ TPMA" is not said.
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -147,6 +153,7 @@ for n, kind in enumerate(KINDS):
 # | $\mathcal T$ | identifiers clicked or ordered for the request | `targets` |
 # | $R_{i,l}$, $m_{i,l}$, $g_{i,l}$ | prefix reward, marginal, gate at position $l$ | `position_terms` |
 # | $w_{item}$ | weight of the product's own reward | `plan.w_item` |
+# | $\rho$, $c_l$ | log-ratio of policy and reference; urgency of a rejected product | `preference` |
 #
 # ## Parameters
 #
@@ -162,6 +169,8 @@ arms: str = "main"  # "main", or arms of the card with commas between them
 data: str = ""  # folder of KuaiSearch files and thoughts.tsv; empty: the simulated shop
 noise: float = -1.0  # share of wrong words in thoughts; -1: the profile's
 steps: int = 0  # steps of an arm after the base; 0: the profile's
+rate: float = 0.0  # learning rate of an arm after the base; 0: the profile's
+rl_rate: float = 0.0  # learning rate of alignment; 0: the profile's
 fresh: bool = False  # train what is shipped anew
 
 # %%
@@ -175,10 +184,11 @@ class WorldSettings(Settings):
     items: int = dial(300, 2500, 10_000, 0, source="real logs; ours")
     leaves: int = dial(24, 40, 90, 0, source="ours; categories of the shop")
     users: int = dial(200, 1500, 6000, 0, source="ours")
-    direct: int = dial(1500, 16_000, 70_000, 0, source="ours; ordinary requests")
+    direct: int = dial(1500, 16_000, 70_000, 0, source="ours; direct requests")
     needs: int = dial(10, 120, 400, 0, source="ours; things people have in mind")
     complex: int = dial(600, 16_000, 60_000, 0, source="a third of page views; ours")
-    tested: int = dial(200, 5000, 10_000, 0, source="30,000 page views; ours")
+    test_complex: int = dial(60, 1600, 6000, 20_000, source="30,000 page views; ours")
+    test_direct: int = dial(20, 1000, 3000, 10_000, source="ours; direct requests")
     noise: float = dial(0.1, 0.1, 0.1, 0.0, source="ours; wrong words in thoughts")
     drop: float = dial(0.1, 0.1, 0.1, 0.0, source="ours; words left out of thoughts")
 
@@ -194,21 +204,21 @@ class ModelSettings(WorldSettings):
     )  # fmt: skip
     fine: int = dial(4, 16, 64, 256, source="256, twice; ours")
     width: int = dial(32, 64, 256, 768, source="BART-base; ours")
+    heads: int = dial(4, 4, 8, 12, source="BART-base; ours")
     layers: tuple = dial((1, 1), (1, 2), (3, 3), (6, 6), source="BART-base; ours")
     dropout: float = dial(0.1, 0.1, 0.1, 0.1, source="BART-base")
     query_words: int = dial(8, 8, 16, 32, source="ours; tokens")
     keyword_words: int = dial(12, 12, 16, 32, source="ours; tokens")
     base_steps: int = dial(6, 1500, 20_000, 100_000, source="not published; ours")
-    base_rate: float = dial(3e-3, 3e-3, 5e-4, 1e-4, source="1e-4 (release); sweep")
-    batch_size: int = dial(8, 64, 128, 512, source="512; ours")
+    base_rate: float = dial(3e-3, 3e-3, 5e-4, 1e-4, source="1e-4 (release); ours")
+    batch_size: int = dial(8, 64, 128, 64, source="512, over 8 devices; ours")
     title_share: float = dial(0.25, 0.25, 0.25, 0.25, source="ours; rows from titles")
     title_rows: int = dial(4, 20, 20, 20, source="ours; a product")
     keyword_rows: float = dial(
         *[2 / 3] * 4, source="ours; of them in the keywords' place"
     )
-    blind: float = dial(
-        *[0.5] * 4, source="ours; teacher rows of the base without query"
-    )
+    blind: float = dial(*[0.5] * 4, source="ours; rows of CE(T) without the query")
+    writing: int = dial(2, 16, 32, 32, source="ours; rows that write keywords")
 
 
 # %%
@@ -217,24 +227,24 @@ class SearchSettings(ModelSettings):
     """What arms do after the base, and how they are judged."""
 
     steps: int = dial(4, 500, 5000, 20_000, source="10 epochs (release); ours")
-    rate: float = dial(1e-3, 1e-3, 2e-4, 1e-4, source="1e-4 (release); sweep")
-    extra: int = dial(4, 48, 96, 256, source="ours; complex requests a step")
+    rate: float = dial(1e-3, 1e-3, 2e-4, 1e-4, source="1e-4 (release); ours")
+    extra: int = dial(4, 48, 96, 32, source="ours; complex requests a step")
     temperature: float = dial(1.0, 1.0, 1.0, 1.0, source="1.0")
     warmup: int = dial(1, 30, 500, 500, source="500 (release); ours")
     rl_steps: int = dial(2, 120, 1000, 5000, source="not published; ours")
-    rl_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-5, source="1e-5 (release); sweep")
-    prompts: int = dial(4, 32, 64, 256, source="256; ours")
+    rl_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-5, source="1e-5 (release); ours")
+    prompts: int = dial(4, 32, 64, 32, source="256, over 8 devices; ours")
     group: int = dial(4, 8, 8, 4, source="4 (release); ours")
     anchor: float = dial(0.1, 0.1, 0.1, 0.1, source="0.1 (release); weight of CE")
     beam_width: int = dial(10, 50, 100, 512, source="512; ours")
-    requests: int = dial(40, 1200, 4000, 20_000, source="30,000 page views; ours")
-    straight: int = dial(20, 300, 1000, 10_000, source="ours; ordinary test requests")
     k: int = dial(10, 10, 10, 10, source="10")
 
 
 # %%
 given = {"noise": noise} if noise >= 0 else {}
 given |= {"steps": steps} if steps else {}
+given |= {"rate": rate} if rate else {}
+given |= {"rl_rate": rl_rate} if rl_rate else {}
 settings = SearchSettings.of(profile, **given)
 use_threads(settings.threads)
 record = Recorder.from_environment()
@@ -242,39 +252,55 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: requests, clicks, and thoughts
 #
-# A *need* is one or two senses, each a category and one or two values, and for negations a value that must not be. Each need has a dozen wordings around a name that
+# A *need* is one or two senses, each a category and one or two values, and for some a value that must not be. Each need has a dozen wordings around a name that
 # nobody else uses, so that words alone say nothing. The engine that made the log understood every tenth complex request and showed popular
-# products to the others. A tenth of the wordings occur in the test alone.
+# products to the others. Requests of the test come later, from an engine that understands all of them, so that clicks say what was wanted. One in seven wordings occurs in the test alone.
 #
 # A *thought* is what stands in for the large model: category and value words of every sense (of a negation, two values that may be had instead), with a tenth of the
-# words left out and a tenth of the rest replaced by wrong ones. It is a function of the query's text. It never sees the clicked product; what happens when it does is an arm of its own.
+# words left out and a tenth of the rest replaced by wrong ones. For half of the words the error is the same in all wordings of a need: a model that misunderstands does so
+# again, and a dozen wordings do not average it out. A thought is a function of the query's text. It never sees the clicked product; what happens when it does is an arm of its own.
 
 
 # %%
 @dataclass(frozen=True, eq=False)
 class Shop:
-    """A catalogue, its clicks, and what a large model writes about queries.
-
-    Shape: clicks are pairs of a query and a product's row; traffic are all complex requests.
-    """
+    """A catalogue, its log in two parts, and what a large model writes about queries."""
 
     texts: list[str]  # of each product: title, brand, category
     keywords: list[list[str]]  # of each product, as an extractor lists them
-    direct: Collection
-    complex_queries: list[str]  # one a click
-    complex_rows: np.ndarray
-    traffic: list[str]  # one a complex request, clicked or not
-    ordered: set[tuple[str, int]]  # complex query and product
-    shown: dict[str, list[int]]  # products shown for a complex query
-    rates: np.ndarray  # smoothed click rate of each product, (N,)
-    think: Callable[[str], list[str]]
-    judge: Callable | None  # an existing relevance model, grades 0 to 3
+    category: np.ndarray  # of each product, (N,) int
+    direct: Collection  # clicks to learn from, and test requests
+    direct_log: Traffic
+    complex_log: Traffic
+    think: "Thinker | Written"
     world: NeedsWorld | None  # of a simulated shop: later requests and the truth
+    test_users: np.ndarray  # who asked the test requests of `direct`
+
+    @property
+    def traffic(self) -> list[str]:
+        """One query a complex request of the log, clicked or not."""
+        return self.complex_log.queries
+
+    @property
+    def complex_clicks(self) -> tuple[list[str], np.ndarray]:
+        """Query and product of each click on a complex request of the log."""
+        clicked = self.complex_log.clicked
+        return [self.traffic[row] for row in clicked.rows], clicked.values
 
     def thoughts(self, queries: Sequence[str]) -> list[list[str]]:
         """The keywords of each query."""
         known = {query: self.think(query) for query in set(queries)}
         return [known[query] for query in queries]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Thoughts that were written down, by query."""
+
+    known: dict[str, list[str]]
+
+    def __call__(self, query: str) -> list[str]:
+        return self.known.get(query, [])
 
 
 # %%
@@ -287,6 +313,31 @@ def described(items: dict) -> list[str]:
     ]
 
 
+def category_numbers(items: dict) -> np.ndarray:
+    """A number for the category of each product. Shape: -> (N,)."""
+    return np.unique(items["category_level3_name"].astype(str), return_inverse=True)[1]
+
+
+def as_traffic(log: KuaiSearch, rows: np.ndarray, users: np.ndarray) -> Traffic:
+    """Requests of a log: who asked what, and what was shown, clicked and ordered.
+
+    Shape: rows (R,) of the recall table, users (S,) of all of it.
+    """
+    recall, ids = log.recall, log.items["item_id"]
+    columns = (
+        recall["impressed_item_ids"],
+        positives(recall),
+        recall["purchased_item_ids"],
+    )
+    lists = [
+        Ragged(rows_of(ids, c.values), c.offsets).select(rows)  # rows of products
+        for c in columns
+    ]
+    queries = list(recall["query"][rows])
+    return Traffic(queries, np.zeros(len(rows), int), users[rows], *lists)
+
+
+# %%
 def simulated_shop(world_seed: int) -> Shop:
     """The shop of the settings, its direct log, and complex requests on top."""
     config = ShopConfig(
@@ -295,47 +346,34 @@ def simulated_shop(world_seed: int) -> Shop:
         rank_share=0.0, relevance_pairs=100, click_bias=1.15,
     )  # fmt: skip
     log, truth = open_shop(config, world_seed), open_truth(config, world_seed)
-    sizes = (settings.needs, 12, settings.complex, settings.tested)
+    sizes = (settings.needs, 12, settings.complex, settings.test_complex)
     world = make_needs(truth, NeedsConfig(*sizes))
-    known, asked = meanings(world, truth), world.log
-    think = Thinker(truth.goods, known, settings.noise, settings.drop)
-    ordered = zip(
-        asked.ordered.rows.tolist(), asked.ordered.values.tolist(), strict=True
-    )
-    shown: dict[str, list[int]] = {}
-    for query, items in zip(asked.queries, asked.shown, strict=True):
-        shown.setdefault(query, []).extend(items.tolist())
+    think = Thinker(truth.goods, meanings(world, truth), settings.noise, settings.drop)
+    users, task = rows_of(truth.user_id, log.recall["user_id"]), recall_task(log)
+    training = np.flatnonzero(log.recall["split"] == "train")
     return Shop(
-        described(log.items), product_keywords(truth), recall_task(log),
-        [asked.queries[row] for row in asked.clicked.rows], asked.clicked.values,
-        asked.queries, {(asked.queries[row], item) for row, item in ordered}, shown,
-        click_rates(asked.shown, asked.clicked, settings.items),
-        think, Judge(truth.goods, known), world,
+        described(log.items), product_keywords(truth), category_numbers(log.items),
+        task, as_traffic(log, training, users), world.log, think, world,
+        users[task.query_rows],
     )  # fmt: skip
 
 
-# %%
-def click_rates(shown: Ragged, clicked: Ragged, count: int) -> np.ndarray:
-    """Clicks over impressions of each product, drawn towards the mean. Shape: -> (count,)."""
-    views = np.bincount(shown.values, minlength=count)
-    clicks = np.bincount(clicked.values, minlength=count)
-    mean = clicks.sum() / max(1, views.sum())
-    return (clicks + 20 * mean) / (views + 20)
-
-
 def real_shop(folder: Path) -> Shop:
-    """KuaiSearch files, and thoughts.tsv with a query, a tab and keywords a line."""
+    """KuaiSearch files, and thoughts.tsv with a query, a tab and keywords a line.
+
+    Training requests whose query has a thought count as complex.
+    """
     log = KuaiSearch.read(folder, tables=("users", "items", "recall"))
     known = read_thoughts(folder / "thoughts.tsv")
-    task = recall_task(log)
-    hard = [n for n, query in enumerate(task.train_queries) if query in known]
-    texts = described(log.items)
-    rates = np.full(len(texts), 0.04)
-    queries = [task.train_queries[n] for n in hard]
-    traffic = [query for query in log.recall["query"] if query in known]
+    task, texts, users = recall_task(log), described(log.items), log.recall["user_id"]
+    thought = np.array([query in known for query in log.recall["query"]])
+    training = log.recall["split"] == "train"
+    parts = [np.flatnonzero(training & (thought == said)) for said in (False, True)]
+    direct, complex_log = (as_traffic(log, rows, users) for rows in parts)
+    keywords = [words(text)[:8] for text in texts]
     return Shop(
-        texts, [words(text)[:8] for text in texts], task, queries, task.train_rows[hard],
-        traffic, set(), {}, rates, lambda query: known.get(query, []), None, None,
+        texts, keywords, category_numbers(log.items), task, direct, complex_log,
+        Written(known), None, users[task.query_rows],
     )  # fmt: skip
 
 
@@ -357,33 +395,85 @@ def read_thoughts(path: Path) -> dict[str, list[str]]:
 
 
 # %%
+@dataclass(frozen=True, eq=False)
+class Behaviour:
+    """What the whole log says about products and people.
+
+    Shape: counts (3, N), views, clicks and orders of each product; past, user and product of every
+    click; events, the pairs of query and product by what happened.
+    """
+
+    counts: np.ndarray
+    past: tuple[np.ndarray, np.ndarray]
+    shown: dict[str, set[int]]
+    clicked: dict[str, set[int]]
+    ordered: dict[str, set[int]]
+
+    @property
+    def rates(self) -> np.ndarray:
+        """Clicks over views of each product, drawn towards the mean. Shape: -> (N,)."""
+        views, clicks, _ = self.counts
+        mean = clicks.sum() / max(1, views.sum())
+        return (clicks + 20 * mean) / (views + 20)
+
+
+def behaviour_of(logs: Sequence[Traffic], count: int) -> Behaviour:
+    """Counts over all logs of a shop with `count` products."""
+    counts, pairs = np.zeros((3, count)), [{}, {}, {}]
+    for log in logs:
+        for n, lists in enumerate((log.shown, log.clicked, log.ordered)):
+            counts[n] += np.bincount(lists.values, minlength=count)
+            for row, item in zip(lists.rows, lists.values.tolist(), strict=True):
+                pairs[n].setdefault(log.queries[row], set()).add(item)
+    users = np.concatenate([log.user[log.clicked.rows] for log in logs])
+    items = np.concatenate([log.clicked.values for log in logs])
+    return Behaviour(counts, (users, items), *pairs)
+
+
+# %%
 with record.phase("open the shop"):
     shop = real_shop(Path(data)) if data else simulated_shop(world_seed)
+    behaviour = behaviour_of([shop.direct_log, shop.complex_log], len(shop.texts))
+complex_queries, complex_rows = shop.complex_clicks
 print(f"{len(shop.texts):,} products; {len(shop.direct.train_rows):,} direct clicks,")
-print(f"{len(shop.complex_rows):,} clicks of {len(shop.traffic):,} complex requests")
+print(f"{len(complex_rows):,} clicks of {len(shop.traffic):,} complex requests")
 
 # %% tags=["page-only", "hide-input"]
 if shop.world:
-    clicked = shop.judge(shop.complex_queries, shop.complex_rows) == 3
-    heard = np.array(shop.complex_queries)
-    counts = Counter(shop.complex_queries)
-    labels = [counts[form] for form in shop.world.forms]
-    print(f"clicks of the log on products that meet the need: {clicked.mean():.0%}")
+    world, truth = shop.world, shop.world.truth
+    need, clicked = world.need[world.log.form[world.log.clicked.rows]], complex_rows
+    met = [
+        fulfils(truth.goods, world.needs[n], clicked[need == n])
+        for n in np.unique(need)
+    ]
+    later = world.test.clicked
+    wanted = grade(truth, later.rows, later.values) == 3
+    print("clicks on products that meet the need:", end=" ")
+    print(
+        f"{np.concatenate(met).mean():.0%} of the log, {wanted.mean():.0%} of the test"
+    )
+    counts = Counter(complex_queries)
+    labels = [counts[form] for form in world.forms]
     print(f"clicks a wording, quartiles: {np.percentile(labels, [25, 50, 75])}")
-    print(f"wordings only heard in the test: {(~shop.world.seen).mean():.0%}")
-    same = all(shop.think(q) == shop.think(q) for q in shop.traffic[:100])
-    record.check("a thought is a function of the query", same)
+    print(f"wordings only heard in the test: {(~world.seen).mean():.0%}")
+    catalogue = {
+        word
+        for text in [*shop.texts, *shop.direct.train_queries]
+        for word in words(text)
+    }
+    said = {word for form in world.forms for word in words(form)}
+    record.check("complex requests have no word of the catalogue", not said & catalogue)
 
 # %% [markdown]
 # ## Step 2: identifiers with keywords in them
 #
-# The identifier of a product comes from its vector. Ours are from a singular value decomposition of what the catalogue says and which ordinary queries were clicked (the paper
+# The identifier of a product comes from its vector. Ours are from a singular value decomposition, the best approximation of a table by few columns: of which words the catalogue and clicked direct queries have for each product (the paper
 # distils a text encoder). *Keyword enhancement* draws a vector towards its keywords,
 #
 # $$e^\circ = \mathrm{normalise}\Bigl(\tfrac12 e + \tfrac12 \operatorname{mean}_j e_k^j\Bigr),$$ (eq-03-enhance)
 #
-# with $e_k^j$ the vector of keyword $j$; without a match $e$ stays. Then residual k-means on three levels, of which only the last is balanced, and an optimised product quantiser on what
-# is left: five codes, three coarse and two fine.
+# with $e_k^j$ the vector of keyword $j$; without a match $e$ stays. Then residual k-means on three levels, of which only the last is balanced, and an optimised product quantiser (OPQ) on what
+# is left: five codes, three coarse and two fine. A *trie* of all identifiers says which codes may follow which.
 
 
 # %%
@@ -472,7 +562,7 @@ with record.phase("identifiers"):
 
 # %% [markdown]
 # The paper's quality table, redone: *CUR* is the share of codes (of pairs, of triples) in use, *ICR* the share of products
-# with an identifier of their own. Triples can reach at most the number of products over that of triples.
+# with an identifier of their own. Triples can reach at most the number of products over that of triples. The last row, with OPQ on enhanced vectors, is what the chapter uses.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -492,20 +582,22 @@ for label, vectors in (
     ):
         compared[f"{label}, {name}"] = quality(found.codes, found.sizes, 3)
 table = pd.DataFrame(compared).T[["CUR_L1", "CUR_pairs", "CUR_total", "ICR"]]
+in_use = quality(codes.codes, codes.sizes, 3)["ICR"]
+print(f"ICR of the identifiers in use: {in_use:.3f}; V1 from .41 to .68 to .92")
 table.round(3)
 
 # %% [markdown]
-# Most of the gain comes from the fine codes, as in the paper, whose ICR rose from .43 over .68 (balanced) to .92 (with OPQ).
+# The rows to compare are k-means, balanced, and with OPQ, at each kind of vectors. Products that share an identifier are listed together, and a reward for the identifier is that of its best product.
 #
 # ## Step 3: two prompts, one model
 #
 # Teacher and student are the same weights. They differ in what they read: a mark, the words of the query, and (the teacher alone) keywords. The paper's
-# prompt holds the user as well, by identifiers of recent clicks and three soft tokens of a long history; ours leaves the user out, so that nothing but the keywords differs.
+# prompt holds the user as well, by identifiers of recent clicks and three soft tokens of a long history. Ours leaves the user out to save time: the prompt would be five times as long, and
+# a small model would need more steps than four minutes have to make use of it.
 #
 # Two details of the input are ours. Keywords are a set, so they get *no positions*, and instead one vector of their
-# own that tells them from the query. And in half of the teacher's rows of the base the query is blank: a model that can learn the query's rare name by heart has
-# otherwise little reason to look at the keywords. In a first version without blanks, in which the decomposition had seen what complex queries were clicked for, the teacher was no
-# better than the student (see the card). There would have been nothing to distil.
+# own that tells them from the query. And in half of the teacher's rows the query is blank: a model that can learn the query's rare name by heart has
+# otherwise little reason to look at the keywords. What a first version without blanks showed stands on the card, among the regimes that were tried.
 
 
 # %%
@@ -514,21 +606,21 @@ class Places(nn.Module):
 
     It stands in for BART's learned positions, whose interface it keeps.
 
-    Shape: weight (alone + together, D).
+    Shape: weight (query_places + keyword_places, D).
     """
 
     offset = 0
 
-    def __init__(self, alone: int, together: int, width: int) -> None:
+    def __init__(self, query_places: int, keyword_places: int, width: int) -> None:
         super().__init__()
-        self.own = nn.Parameter(0.05 * torch.randn(alone, width))
+        self.own = nn.Parameter(0.05 * torch.randn(query_places, width))
         self.keyword = nn.Parameter(0.05 * torch.randn(1, width))
-        self.together = together
+        self.keyword_places = keyword_places
 
     @property
     def weight(self) -> Tensor:
         """What is added to the token at each place."""
-        return torch.cat([self.own, self.keyword.expand(self.together, -1)])
+        return torch.cat([self.own, self.keyword.expand(self.keyword_places, -1)])
 
     def forward(self, ids: Tensor, past_key_values_length: int = 0) -> Tensor:
         """Shape: (B, S) -> (B, S, D)."""
@@ -538,12 +630,13 @@ class Places(nn.Module):
 # %%
 def bart_config(size: int):
     """A BART of the settings' shape over `size` tokens."""
-    layers = dict(
-        zip(("encoder_layers", "decoder_layers"), settings.layers, strict=True)
-    )
-    feed = dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 4 * settings.width)
     shape = {"d_model": settings.width, "dropout": settings.dropout}
-    return toy_bart_config(size, **shape, **layers, **feed)
+    for n, part in enumerate(("encoder", "decoder")):
+        shape[f"{part}_layers"] = settings.layers[n]
+        shape[f"{part}_ffn_dim"] = 4 * settings.width
+        shape[f"{part}_attention_heads"] = settings.heads
+    longest = 1 + settings.query_words + settings.keyword_words
+    return toy_bart_config(size, max_position_embeddings=max(64, longest), **shape)
 
 
 # %%
@@ -558,8 +651,9 @@ class Retriever(nn.Module):
         size = len(alphabet)
         self.seq2seq = Seq2Seq(bart_config(size), size)
         self.first = int(alphabet.first[0])
-        alone, together = 1 + settings.query_words, settings.keyword_words
-        places = Places(alone, together, settings.width)
+        places = Places(
+            1 + settings.query_words, settings.keyword_words, settings.width
+        )
         self.bart.model.encoder.embed_positions = places
         self.bart.final_logits_bias[:, : self.first] = -1e4  # beams write no words
 
@@ -587,6 +681,15 @@ class Retriever(nn.Module):
         """Logits of all codes at each position, teacher-forced. Shape: -> (B, L, codes)."""
         codes = self.bart.model.shared.weight[self.first :]
         return F.linear(self.states(source, target, read), codes)
+
+
+# %%
+def word_logits(
+    model: Retriever, source: Tensor, target: Tensor, read: tuple = ()
+) -> Tensor:
+    """Logits of all words at each position of a list of them. Shape: -> (B, T, words)."""
+    table = model.bart.model.shared.weight[: model.first]
+    return F.linear(model.states(source, target, read), table)
 
 
 # %%
@@ -636,17 +739,20 @@ record.check("the order of keywords does not matter", gap < 1e-4, f"{gap:.1e}")
 print(f"keywords change logits by up to {(informed - student).abs().max():.2f}")
 
 # %% [markdown]
+# A wording that no request of the log had is spelled in pieces of three letters. No step of training ever reads such a piece, as all words of the log are known whole; its vector stays
+# short. A name that means nothing elsewhere has nothing to tell in any case.
+#
 # ## Step 4: what distillation minimises
 #
 # The teacher's distribution at every position of the identifier is the target of the student's {cite:p}`hinton`:
 #
 # $$\mathcal L_{KL} = \frac{\tau^2}{L} \sum_{l=1}^{L} \mathrm{KL}\bigl(\mathrm{softmax}(z_{T,l}/\tau)\,\|\,\mathrm{softmax}(z_{S,l}/\tau)\bigr).$$ (eq-03-kl)
 #
-# No gradient goes through $z_T$. Around it stand three regularisers, each with a forward pass of its own: *R-Drop* {cite:p}`rdrop` makes two passes with different dropout agree,
+# No gradient goes through $z_T$. Around it stand three regularisers. *R-Drop* {cite:p}`rdrop` makes two passes with different dropout agree,
 #
 # $$\mathcal L_{R} = \tfrac12\bigl[\mathrm{KL}(P_1 \| P_2) + \mathrm{KL}(P_2 \| P_1)\bigr];$$ (eq-03-rdrop)
 #
-# *FGM* {cite:p}`fgm` takes a step of length $\varepsilon$ in the table of tokens that makes the loss worse, $r_{adv} = \varepsilon\, g / \lVert g \rVert_2$, and adds the
+# *FGM* {cite:p}`fgm`, the adversarial step, moves the table of tokens by a length $\varepsilon$ in the direction that makes the loss worse, $r_{adv} = \varepsilon\, g / \lVert g \rVert_2$, and adds the
 # loss there (one of the notes reads it as a divergence; we add cross entropy and divergence); and *focal* loss {cite:p}`focal`, $2\,(1-p)^3$ times the cross entropy, cares less about what is already known.
 
 
@@ -669,18 +775,30 @@ def both_ways(first: Tensor, second: Tensor) -> Tensor:
 
 
 # %%
+def position_mask(device: torch.device) -> Tensor:
+    """Which codes a position has. Shape: -> (L, codes) bool."""
+    sizes = torch.tensor(alphabet.sizes)
+    position = torch.arange(len(sizes)).repeat_interleave(sizes)
+    return (position[None, :] == torch.arange(len(sizes))[:, None]).to(device)
+
+
 def likelihood(
     logits: Tensor, target: Tensor, focal: bool = False, smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross entropy of the codes, or focal loss with alpha 2 and gamma 3.
 
+    Smoothing gives a share of the target to all codes that the position has, evenly.
+
     Shape: (B, L, C), (B, L) codes -> scalar.
     """
-    every, wanted = logits.flatten(0, 1), target.flatten()
-    if not focal:
-        return F.cross_entropy(every, wanted, label_smoothing=smoothing)
-    loss = F.cross_entropy(every, wanted, reduction="none")
-    return (2 * (1 - torch.exp(-loss)) ** 3 * loss).mean()
+    loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    if focal:
+        loss = 2 * (1 - torch.exp(-loss)) ** 3 * loss
+    if smoothing:
+        there = position_mask(logits.device).float()  # (L, C)
+        spread = -(logits.log_softmax(-1) * there).sum(-1) / there.sum(1)
+        return (1 - smoothing) * loss.mean() + smoothing * spread.mean()
+    return loss.mean()
 
 
 # %%
@@ -711,33 +829,41 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # %% [markdown]
 # ## Step 5: on which requests?
 #
-# Printed, the loss is cross entropy plus $0.1$ times the divergence, on clicked pairs. Along a clicked pair the student is told the answer anyway; what the
-# teacher adds is small. It has more to say where there is *no* click. The requests of the log that nobody answered are the greater part by far, each of
+# The base learns all tasks at once: the identifier from the query (cross entropy of the student's prompt, CE(S)), the identifier from query and keywords (CE(T)), and, under a mark of its own, the keywords from the query.
+# The paper has four such keyword tasks in its first stage; two of them need the user, and one an identifier of the query, which ours has not.
+#
+# Printed, the loss of self-distillation is cross entropy plus $0.1$ times the divergence, on clicked pairs. Along a clicked pair the student is told the answer anyway. Where there is *no* click,
+# nobody else tells it anything. Requests without a click are the greater part by far, each of
 # them has a thought, and the teacher can be asked what it would write. So our main arm, `distilled`, departs from the recipe:
 #
 # * the divergence is taken on all complex requests of the log, along identifiers that the teacher samples, with $\alpha = 1$;
-# * the teacher keeps learning, by cross entropy on its own prompt (the released code has a switch for that, without effect).
+# * the teacher keeps learning, by CE(T) (the released code has a switch for that, without effect).
 #
-# A gain could come from the data alone: an arm that sees 48 complex requests more a step than its baseline leans towards complex requests. The fair control,
-# `extra`, therefore gets 48 more *clicked* complex pairs a step, and so does every other arm.
+# A gain could come from the data alone: an arm that sees 48 complex requests more a step than its baseline leans towards complex requests. So the baseline,
+# `extra`, gets 48 more *clicked* complex pairs a step, and so does every other arm but `plain`. `extra_double` gets 96. And as CE(T) is one more loss on the same rows,
+# `teacher_only` has it without the divergence: what separates it from `distilled` is the divergence alone.
 #
 # | arm | what it does in its steps, all from one base |
 # |---|---|
-# | `plain` | cross entropy on the log as it is, a quarter of the rows from titles |
+# | `plain` | CE(S) on the log as it is, a quarter of the rows from titles |
 # | `extra` | the same, and 48 clicked complex pairs: the baseline |
-# | `extra_longer` | the same for 2.5 times the steps: equal compute |
-# | `distilled` | `extra`, the teacher's cross entropy, and divergence on 48 unclicked or clicked requests |
-# | `distilled_blank` | the teacher reads the keywords alone, not the query |
+# | `extra_double` | the same, and 96 clicked complex pairs |
+# | `extra_longer` | `extra` for more steps: equal compute |
+# | `teacher_only` | `extra` and CE(T) |
+# | `distilled` | `teacher_only`, and divergence on 48 requests of the log, clicked or not |
+# | `distilled_blank` | the teacher of the divergence reads the keywords alone, not the query |
 # | `distilled_clicks` | the divergence on clicked pairs instead |
-# | `distilled_alone`, `distilled_ema` | the teacher without a loss of its own; a slow copy as teacher |
-# | `hard` | the sampled identifier itself as label, no divergence |
-# | `same_input` | a teacher that reads no keywords, the frozen base |
-# | `smoothed` | label smoothing .1 |
-# | `teacher_only` | `extra` and the teacher's cross entropy |
-# | `keyword_task` | `extra`, and naming the keywords of 48 requests |
-# | `writes_first` | writes keywords, reads them, then answers: two passes |
-# | `printed`, `printed_no_...` | the printed recipe, and with one regulariser less |
-# | `wrong`, `leaking`, `oracle` | every keyword wrong; with two words of the clicked title; without errors |
+# | `distilled_alone`, `distilled_ema` | without CE(T); a slow copy as teacher (an exponential moving average) |
+# | `distilled_rdrop`, `_fgm`, `_focal` | `distilled` with one regulariser |
+# | `hard` | the teacher's likeliest identifier as label, no divergence |
+# | `same_input` | the teacher of the divergence reads no keywords |
+# | `smoothed` | `extra` with label smoothing .1 |
+# | `keyword_task` | `extra`, and the task of writing keywords goes on |
+# | `writes_first` | `keyword_task` and CE(T); writes keywords, reads them, then answers: two passes |
+# | `printed` | the printed recipe, with all regularisers |
+# | `wrong` | `distilled`, every keyword wrong, from a base that learnt with such keywords |
+# | `leaking` | `distilled_clicks`, with two words of the clicked title among the keywords |
+# | `errorless` | `distilled`, thoughts without errors: all senses, nothing left out |
 
 
 # %%
@@ -745,20 +871,20 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 class Plan:
     """How an arm is trained after the base."""
 
-    extra: bool = True  # clicked complex pairs on top of the log
-    teacher: bool = False  # cross entropy on the prompt with keywords too
+    extra: int = 1  # batches of clicked complex pairs on top of the log
+    teacher: bool = False  # CE(T)
     guided: str = ""  # divergence on "traffic" or "clicks"
     alpha: float = 1.0
-    blank: bool = False  # the teacher reads keywords without the query
-    guide: str = "self"  # or "frozen", the base; "ema", a slow copy
-    reads: str = "keywords"  # the teacher; or "nothing", "wrong", "leaking", "oracle"
+    prompt: str = "both"  # of the guide: query and keywords; or "keywords", "query"
+    guide: str = "self"  # or "ema", a slow copy
+    reads: str = "keywords"  # right ones; or "wrong", "leaking", "errorless"
     hard: bool = False
     rdrop: float = 0.0
     fgm: float = 0.0
     focal: bool = False
     smoothing: float = 0.0
-    names: float = 0.0  # weight of naming the keywords
-    writes: bool = False  # writes keywords before it answers
+    writes: bool = False  # the task of writing keywords
+    first: bool = False  # at the test: writes keywords, reads them, then answers
     longer: float = 1.0
 
 
@@ -766,27 +892,28 @@ class Plan:
 PRINTED = {"guided": "clicks", "alpha": 0.1, "rdrop": 0.5, "fgm": 0.6, "focal": True}
 OURS = {"teacher": True, "guided": "traffic"}
 CHANGES = {
-    "plain": {"extra": False},
+    "plain": {"extra": 0},
     "extra": {},
+    "extra_double": {"extra": 2},
     "extra_longer": {"longer": 2.5},
+    "teacher_only": {"teacher": True},
     "distilled": OURS,
-    "distilled_blank": OURS | {"blank": True},
+    "distilled_blank": OURS | {"prompt": "keywords"},
     "distilled_clicks": OURS | {"guided": "clicks"},
     "distilled_alone": {"guided": "traffic"},
     "distilled_ema": OURS | {"guide": "ema"},
+    "distilled_rdrop": OURS | {"rdrop": 0.5},
+    "distilled_fgm": OURS | {"fgm": 0.6},
+    "distilled_focal": OURS | {"focal": True},
     "hard": OURS | {"hard": True},
-    "same_input": {"guided": "traffic", "guide": "frozen", "reads": "nothing"},
+    "same_input": OURS | {"prompt": "query"},
     "smoothed": {"smoothing": 0.1},
-    "teacher_only": {"teacher": True},
-    "keyword_task": {"names": 0.5},
-    "writes_first": {"teacher": True, "writes": True},
+    "keyword_task": {"writes": True},
+    "writes_first": {"teacher": True, "writes": True, "first": True},
     "printed": PRINTED,
-    "printed_no_rdrop": PRINTED | {"rdrop": 0.0},
-    "printed_no_fgm": PRINTED | {"fgm": 0.0},
-    "printed_no_focal": PRINTED | {"focal": False},
     "wrong": OURS | {"reads": "wrong"},
     "leaking": OURS | {"guided": "clicks", "reads": "leaking"},
-    "oracle": OURS | {"reads": "oracle"},
+    "errorless": OURS | {"reads": "errorless"},
 }
 
 
@@ -804,6 +931,12 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.student)
+
+    def taken(self, index: Tensor) -> "Rows":
+        """Some rows, where the index is: tables stay in main memory. Shape: (n,)."""
+        found = self[index.cpu()]
+        parts = (found.student, found.teacher, found.target)
+        return Rows(*(part.to(index.device) for part in parts))
 
 
 def joined(*parts: Rows) -> Rows:
@@ -828,14 +961,18 @@ def query_rows(queries: Sequence[str], items: np.ndarray | None, reads: str) -> 
 
 
 def keywords_for(queries: Sequence[str], reads: str) -> list[list[str]]:
-    """What a teacher reads beside each query."""
-    if reads == "nothing":
-        return [[] for _ in queries]
-    dials = {"oracle": {"noise": 0.0, "drop": 0.0}, "wrong": {"noise": 1.0}}
-    if reads in dials and isinstance(shop.think, Thinker):
-        think = replace(shop.think, **dials[reads])
-        return replace(shop, think=think).thoughts(queries)
-    return shop.thoughts(queries)
+    """What a teacher reads beside each query, as far as the query tells.
+
+    Raises:
+        InputError: for thoughts of another quality than those that were written down.
+    """
+    dials = {"errorless": {"noise": 0.0, "drop": 0.0}, "wrong": {"noise": 1.0}}
+    if reads not in dials:
+        return shop.thoughts(queries)
+    if not isinstance(shop.think, Thinker):
+        found, remedy = f"thoughts from {data}", "leave this arm out."
+        raise InputError(f"{reads} keywords", found, "a simulated shop", remedy)
+    return replace(shop, think=replace(shop.think, **dials[reads])).thoughts(queries)
 
 
 # %% [markdown]
@@ -869,31 +1006,36 @@ def tables(reads: str) -> dict[str, Rows]:
     return {
         "titles": title_rows(),
         "direct": query_rows(task.train_queries, task.train_rows, reads),
-        "complex": query_rows(shop.complex_queries, shop.complex_rows, reads),
+        "complex": query_rows(*shop.complex_clicks, reads),
         "traffic": query_rows(shop.traffic, None, reads),
     }
 
 
 def schedule(rows: dict[str, Rows], steps: int, draw_seed: int) -> dict[str, Tensor]:
-    """Which rows each step takes. Shape: log (steps, B), extra and traffic (steps, extra)."""
+    """Which rows each step takes, whatever the plan.
+
+    Shape: log (steps, B), extra (steps, 2 * extra), traffic (steps, extra), writing (steps, W).
+    """
     draw = np.random.default_rng(derive_seed(draw_seed, "schedule"))
     sizes = [len(rows[name]) for name in ("titles", "direct", "complex")]
     shape = (steps, settings.batch_size)
     of_log = sizes[0] + draw.integers(sizes[1] + sizes[2], size=shape)
     from_titles = np.arange(shape[1]) < round(settings.title_share * shape[1])
     log = np.where(from_titles, draw.integers(sizes[0], size=shape), of_log)
-    more = (steps, settings.extra)
+    more, every = (steps, settings.extra), len(rows["traffic"])
+    clicked = [draw.integers(sizes[2], size=more) for _ in range(2)]
     found = {
         "log": log,
-        "extra": sizes[0] + sizes[1] + draw.integers(sizes[2], size=more),
-        "traffic": draw.integers(len(rows["traffic"]), size=more),
+        "traffic": draw.integers(every, size=more),
+        "writing": draw.integers(every, size=(steps, settings.writing)),
+        "extra": sizes[0] + sizes[1] + np.concatenate(clicked, axis=1),
     }
     return {name: torch.from_numpy(index) for name, index in found.items()}
 
 
 # %%
 @torch.no_grad()
-def sample(model: Retriever, source: Tensor) -> Tensor:
+def sample(model: Retriever, source: Tensor, likeliest: bool = False) -> Tensor:
     """An identifier for each row, code by code, of the codes a position has. (B, S) -> (B, L)."""
     written, read = source.new_zeros((len(source), 0)), model.read(source)
     for first, size in zip(alphabet.first.tolist(), alphabet.sizes, strict=True):
@@ -901,7 +1043,12 @@ def sample(model: Retriever, source: Tensor) -> Tensor:
         logits = model(source, place, read)[:, -1]
         start = first - model.first
         chance = logits[:, start : start + size].softmax(-1)
-        written = torch.cat([written, first + torch.multinomial(chance, 1)], 1)
+        code = (
+            chance.argmax(-1, keepdim=True)
+            if likeliest
+            else torch.multinomial(chance, 1)
+        )
+        written = torch.cat([written, first + code], 1)
     return written
 
 
@@ -917,80 +1064,99 @@ class Training(Module):
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross entropy, and whatever the plan adds."""
-        plan, rows = self.plan, self.labelled[batch["log"][0]]
-        if plan.extra:
-            rows = joined(rows, self.labelled[batch["extra"][0]])
-        codes = rows.target - self.model.first
-        logits = self.model(rows.student, rows.target)
-        total = likelihood(logits, codes, plan.focal, plan.smoothing)
-        parts = {"own": total.detach()}
+        plan, model = self.plan, self.model
+        more = batch["extra"][0, : plan.extra * settings.extra]
+        rows = self.labelled.taken(torch.cat([batch["log"][0], more]))
+        logits = model(rows.student, rows.target)
+        total = likelihood(
+            logits, rows.target - model.first, plan.focal, plan.smoothing
+        )
+        parts, told = {"own": total.detach()}, None
         if plan.guided:
-            parts["kl"] = kl = distillation(self, rows, batch, logits)
+            told = guidance(self, rows, batch)
+            parts["kl"] = kl = guided(model, plan, *told)
             total = total + plan.alpha * kl
         if plan.fgm:
-            total = total + adversarial(self, rows, codes, total)
+            total = total + adversarial(self, rows, total, told)
         if plan.rdrop:
-            again = self.model(rows.student, rows.target)
+            again = model(rows.student, rows.target)
             total = total + plan.rdrop * both_ways(logits, again)
         if plan.teacher:
-            total = total + taught(self.model, rows)
-        if plan.names or plan.writes:
-            total = total + named(
-                self.model, self.rows["traffic"][batch["traffic"][0]], plan
-            )
+            total = total + taught(model, rows)
+        if plan.writes:
+            asked = self.rows["traffic"].taken(batch["writing"][0])
+            parts["writing"] = writing = writes(model, asked)
+            total = total + 0.5 * writing
         return {"loss": total} | {name: value.detach() for name, value in parts.items()}
 
 
 # %%
 def guide_of(training: Training) -> Retriever:
-    """Whose predictions are the target: the model itself, or a frozen or slow copy of it."""
+    """Whose predictions are the target: the model itself, or a slow copy of it."""
     if training.plan.guide == "self":
         return training.model
-    (other,) = training.other
-    if training.plan.guide == "ema":
-        with torch.no_grad():
-            for slow, now in zip(
-                other.parameters(), training.model.parameters(), strict=True
-            ):
-                slow.lerp_(now, 0.1)
+    other = training.other[0] = training.other[0].to(training.device)
+    with torch.no_grad():
+        for slow, now in zip(
+            other.parameters(), training.model.parameters(), strict=True
+        ):
+            slow.lerp_(now, 0.1)
     return other
 
 
-def distillation(
-    training: Training, rows: Rows, batch: dict[str, Tensor], logits: Tensor
-) -> Tensor:
-    """Divergence from the teacher, or cross entropy of what the teacher wrote. -> scalar."""
-    guide, of_clicks = guide_of(training), training.plan.guided == "clicks"
-    if not of_clicks:
-        rows = training.rows["traffic"][batch["traffic"][0]]
-    read = without_query(rows) if training.plan.blank else rows.teacher
+# %%
+def guidance(
+    training: Training, rows: Rows, batch: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the student reads, along which identifiers, and what the teacher says of them.
+
+    Shape: -> (B, S), (B, L), (B, L, codes).
+    """
+    plan, guide = training.plan, guide_of(training)
+    if plan.guided == "traffic":
+        rows = training.rows["traffic"].taken(batch["traffic"][0])
+    prompts = {
+        "both": rows.teacher,
+        "keywords": without_query(rows),
+        "query": rows.student,
+    }
+    read = prompts[plan.prompt]
     with torch.no_grad():
-        guide.eval()
-        path = rows.target if of_clicks else sample(guide, read)
+        guide.eval()  # the teacher reads without dropout
+        path = rows.target
+        if plan.guided == "traffic":
+            path = sample(guide, read, plan.hard)
         told = guide(read, path)
         training.model.train()
-    found = logits if of_clicks else training.model(rows.student, path)
-    if training.plan.hard:
-        return likelihood(found, path - training.model.first)
+    return rows.student, path, told
+
+
+def guided(
+    model: Retriever, plan: Plan, student: Tensor, path: Tensor, told: Tensor,
+    moved: dict[str, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Divergence from the teacher, or cross entropy of what the teacher wrote. -> scalar."""
+    read = student, path
+    found = functional_call(model, moved, read) if moved else model(*read)
+    if plan.hard:
+        return likelihood(found, path - model.first)
     return divergence(told, found, settings.temperature)
 
 
 # %%
-def adversarial(training: Training, rows: Rows, codes: Tensor, loss: Tensor) -> Tensor:
-    """The loss at the worse table of tokens: cross entropy and, on clicks, the divergence."""
-    moved = perturbed(training.model, loss, training.plan.fgm)
-    logits = functional_call(training.model, moved, (rows.student, rows.target))
-    total = likelihood(logits, codes, training.plan.focal)
-    if training.plan.guided == "clicks":
-        with torch.no_grad():
-            guide = guide_of(training).eval()
-            told = guide(rows.teacher, rows.target)
-            training.model.train()
-        total = total + training.plan.alpha * divergence(told, logits)
+def adversarial(
+    training: Training, rows: Rows, loss: Tensor, told: tuple | None
+) -> Tensor:
+    """The loss at the worse table of tokens: cross entropy and the divergence, if any."""
+    model, plan = training.model, training.plan
+    moved = perturbed(model, loss, plan.fgm)
+    logits = functional_call(model, moved, (rows.student, rows.target))
+    total = likelihood(logits, rows.target - model.first, plan.focal)
+    if told:
+        total = total + plan.alpha * guided(model, plan, *told, moved)
     return total
 
 
-# %%
 def without_query(rows: Rows) -> Tensor:
     """The teacher's sources with a blank query, where they have keywords. Shape: -> (B, S)."""
     start = 1 + settings.query_words
@@ -1000,34 +1166,14 @@ def without_query(rows: Rows) -> Tensor:
 
 
 def taught(model: Retriever, rows: Rows) -> Tensor:
-    """Cross entropy of rows with keywords, some with a blank query. -> scalar."""
+    """CE(T): cross entropy of rows with keywords, some with a blank query. -> scalar."""
     thinking = (rows.teacher != rows.student).any(1)
     if not thinking.any():
-        return torch.zeros(())
+        return rows.student.new_zeros((), dtype=torch.float)
     rows = rows[thinking]
-    blank = torch.rand(len(rows)) < settings.blind
+    blank = (torch.rand(len(rows)) < settings.blind).to(rows.student.device)
     source = torch.where(blank[:, None], without_query(rows), rows.teacher)
     return likelihood(model(source, rows.target), rows.target - model.first)
-
-
-def named(model: Retriever, rows: Rows, plan: Plan) -> Tensor:
-    """Keywords from the query alone: as a bag from the mean state, or written one by one."""
-    wanted = rows.teacher[:, 1 + settings.query_words :]
-    words_table = model.bart.model.shared.weight[: model.first]
-    if plan.writes:
-        states = model.states(thinking_sources(rows.student), wanted)
-        logits = F.linear(states, words_table)
-        return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD)
-    there = (rows.student != PAD).float()
-    mean = (model.read(rows.student)[0] * there[..., None]).sum(1) / there.sum(
-        1, keepdim=True
-    )
-    chances = F.linear(mean, words_table).log_softmax(-1).gather(1, wanted)
-    return (
-        -plan.names
-        * (chances * (wanted != PAD)).sum()
-        / (wanted != PAD).sum().clamp_min(1)
-    )
 
 
 # %%
@@ -1038,74 +1184,64 @@ def thinking_sources(source: Tensor) -> Tensor:
     return source
 
 
+def with_end(keywords: Tensor) -> Tensor:
+    """Lists of words with END behind the last one. Shape: (B, T), 0 where none -> (B, T + 1)."""
+    ended = F.pad(keywords, (0, 1))
+    count = (keywords != PAD).sum(1, keepdim=True)
+    return ended.scatter(1, count, END)
+
+
+def writes(model: Retriever, rows: Rows) -> Tensor:
+    """Cross entropy of a request's keywords, written one by one, and of their end. -> scalar."""
+    wanted = with_end(rows.teacher[:, 1 + settings.query_words :])
+    logits = word_logits(model, thinking_sources(rows.student), wanted)
+    return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD)
+
+
 @torch.no_grad()
 def written_keywords(model: Retriever, source: Tensor) -> Tensor:
-    """Sources with the likeliest keywords that the model writes itself. (B, S) -> (B, S)."""
-    asked, table = (
-        thinking_sources(source),
-        model.bart.model.shared.weight[: model.first],
-    )
+    """The likeliest keywords, word by word until END. Shape: (B, S) -> (B, T), 0 from END on."""
+    asked = thinking_sources(source)
     written, read = source.new_zeros((len(source), 0)), model.read(asked)
     for _ in range(settings.keyword_words):
         place = torch.cat([written, source.new_zeros((len(source), 1))], 1)
-        logits = F.linear(model.states(asked, place, read)[:, -1], table)
+        logits = word_logits(model, asked, place, read)[:, -1]
         logits[:, PAD] = -torch.inf
-        written = torch.cat([written, logits.argmax(-1, keepdim=True)], 1)
-    ended = (written == END).cumsum(1) > 0
-    keywords = written.masked_fill(ended, PAD)
-    return torch.cat([source[:, : 1 + settings.query_words], keywords], 1)
+        word = logits.argmax(-1, keepdim=True)
+        ended = (written == END).any(1, keepdim=True)
+        written = torch.cat([written, word.masked_fill(ended, END)], 1)
+    return written.masked_fill((written == END).cumsum(1) > 0, PAD)
 
 
 # %%
 def train(
     model: Retriever, plan: Plan, count: int, rate: float, train_seed: int
 ) -> History:
-    """Train in place; all that is random follows from the seed."""
-    steps = schedule(tables(plan.reads), count, train_seed)
+    """Train in place; all that is random follows from the seed. One row of a batch a device."""
+    steps = schedule(tables(plan.reads), count * settings.devices, train_seed)
     module = Training(model, plan)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(train_seed, "dropout"))
         optimisation = Optimisation(rate, warmup_steps=settings.warmup)
-        fit(module, Batches(steps, 1, train_seed), settings, optimisation)
+        fit(
+            module, Batches(steps, settings.devices, train_seed), settings, optimisation
+        )
     model.eval()
     return module.history
 
 
 # %%
-def stored(name: str, model: Retriever, make: Callable[[], None]) -> Retriever:
-    """A model with the weights shipped or kept under a name; else they are made and kept.
-
-    Weights are kept in half precision and read back, so that all three ways end alike.
-    """
-    digest = digest_of(identifiers, space.vocabulary.frequent, shop.complex_rows)
-    shipped = ASSETS / "needs_0" / f"{name}.safetensors"
-    usual = profile == "toy" and not (
-        data or fresh or world_seed or init_seed or steps or noise >= 0
-    )
-    if usual and shipped.is_file():
-        with safe_open(shipped, "pt") as file:
-            if file.metadata()["digest"] == digest:
-                return with_weights(model, shipped)
-        print(f"{name}: shipped for other data than this machine makes; trained here")
+def key_of(name: str) -> dict:
+    """All that the weights of a kept model depend on."""
+    task, (queries, rows) = shop.direct, shop.complex_clicks
+    thoughts = [shop.thoughts(said) for said in (task.train_queries, shop.traffic)]
+    digest = digest_of(
+        identifiers, space.vocabulary.frequent, shop.texts, shop.keywords, queries, rows,
+        task.train_queries, task.train_rows, shop.traffic, thoughts,
+    )  # fmt: skip
     key = {"name": name, "world": world_seed, "init": init_seed, "digest": digest}
-    key |= {"recipe": RECIPE, "settings": json.loads(json.dumps(asdict(settings)))}
-
-    def build(folder: Path) -> None:
-        make()
-        kept = {n: p.detach().half().contiguous() for n, p in model.named_parameters()}
-        save_file(kept, folder / "weights.safetensors", {"digest": digest})
-
-    return with_weights(model, cached("onesearch", key, build) / "weights.safetensors")
-
-
-# %%
-def with_weights(model: Retriever, path: Path) -> Retriever:
-    """Read what `stored` wrote."""
-    weights = load_file(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    return model.eval()
+    key["code"] = code_key(chapters.find("03"))
+    return key | {"settings": json.loads(json.dumps(asdict(settings)))}
 
 
 def digest_of(*parts: object) -> str:
@@ -1119,42 +1255,68 @@ def digest_of(*parts: object) -> str:
 
 
 # %%
+def stored(name: str, model: Retriever, plan: Plan, train_seed: int) -> Retriever:
+    """A model with the weights shipped or kept under a name; else it is trained and kept.
+
+    Weights are kept in half precision and read back, so that all three ways end alike.
+    """
+    key, shipped = key_of(name), ASSETS / "needs_0" / f"{name}.safetensors"
+    usual = profile == "toy" and not (
+        data or fresh or world_seed or init_seed or steps or rate or noise >= 0
+    )
+    if usual and shipped.is_file():
+        with safe_open(shipped, "pt") as file:
+            if file.metadata()["digest"] == key["digest"]:
+                return with_weights(model, shipped)
+        print(f"{name}: shipped for other data than this machine makes; trained here")
+
+    def build(folder: Path) -> None:
+        base = name.startswith("base")
+        count = settings.base_steps if base else settings.steps
+        used = settings.base_rate if base else settings.rate
+        train(model, plan, count, used, train_seed)
+        named = model.named_parameters()
+        kept = {n: p.detach().half().cpu().contiguous() for n, p in named}
+        save_file(kept, folder / "weights.safetensors", {"digest": key["digest"]})
+
+    return with_weights(model, cached("onesearch", key, build) / "weights.safetensors")
+
+
+def with_weights(model: Retriever, path: Path) -> Retriever:
+    """Read what `stored` wrote."""
+    weights = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+    return model.eval()
+
+
+# %%
 def base_model(reads: str = "keywords") -> Retriever:
-    """The model that all arms start from: both prompts learnt from the log, equally often."""
-    model = new_model(init_seed)
-    plan = Plan(extra=False, teacher=True, reads=reads)
+    """What arms start from: all tasks learnt at once. Wrong keywords have a base of their own."""
+    reads = reads if reads == "wrong" else "keywords"
+    plan = Plan(extra=0, teacher=True, writes=True, reads=reads)
     name = "base" if reads == "keywords" else f"base_{reads}"
-
-    def make() -> None:
-        train(model, plan, settings.base_steps, settings.base_rate, init_seed)
-
-    return stored(name, model, make)
+    return stored(name, new_model(init_seed), plan, init_seed)
 
 
 def distilled_model() -> Retriever:
     """The distilled student that alignment starts from: the same for every training seed."""
-    model = base_model()
-
-    def make() -> None:
-        plan = Plan(**CHANGES["distilled"])
-        train(
-            model, plan, settings.steps, settings.rate, derive_seed(init_seed, "start")
-        )
-
-    return stored("distilled", model, make)
+    plan, start_seed = Plan(**CHANGES["distilled"]), derive_seed(init_seed, "start")
+    return stored("distilled", base_model(), plan, start_seed)
 
 
 # %% [markdown]
 # ## Step 6: credit for every position
 #
-# After distillation the paper aligns the model with behaviour. The policy samples $G$ identifiers for a request. Each gets a reward for the product it names,
+# After distillation the paper aligns the model with behaviour. The policy samples $G$ identifiers for a request. Each gets a *composite reward* for the product it names,
 #
 # $$R_{item}(o) = R_{C\&O}(o) + R_{CTR}(o) + R_{Rel}(o),$$ (eq-03-reward)
 #
-# 4 if the product was ordered for this query, 3 if it was clicked only; its smoothed click rate; and the grade, 0 to 3, of an existing relevance model (ours errs on a tenth of the pairs, and is no part of the truth by which
-# we judge). An identifier without a product gets nothing. *GRPO* {cite:p}`deepseekmath` normalises that in the group and praises all five tokens alike.
+# 4 if the product was ordered for this query, 3 if it was clicked only; its smoothed click rate; and the grade, 0 to 3, of an existing relevance model. Ours is a modest one: it counts how many of the thought's words are among the product's keywords, and errs
+# where the thought does or where the keywords of the product are incomplete. It knows nothing of the truth by which we judge. An identifier without a product gets nothing. *GRPO* (group relative policy optimisation, {cite:p}`deepseekmath`) normalises the reward in the group and praises all five tokens alike.
 #
-# *TPMA* asks which tokens were right. With $\mathcal T$ the identifiers clicked or ordered for the request and weights $\Delta R = (2, 2, 2, 1, 1)$, coarse codes first,
+# *TPMA*, the paper's own step, asks which tokens were right. With $\mathcal T$ the identifiers clicked or ordered for the request and weights $\Delta R = (2, 2, 2, 1, 1)$, coarse codes first,
 #
 # $$R_{i,l} = \max_{t \in \mathcal T} \sum_{k \le l} [o_i^k = t^k]\, \Delta R_k, \qquad m_{i,l} = R_{i,l} - R_{i,l-1}, \qquad
 # g_{i,l} = \frac{\text{tokens matched before } l}{l - 1},\; g_{i,1} = 1,$$ (eq-03-tpma)
@@ -1163,15 +1325,25 @@ def distilled_model() -> Retriever:
 #
 # $$\mathcal L = -\frac1{GL} \sum_{i,l} g_{i,l}\, \frac{\pi_\theta(o_i^l)}{\pi_{old}(o_i^l)} \bigl(\hat A_{i,l} + w_{item} \hat A_i^{item}\bigr) + 0.1\, \mathcal L_{CE}.$$ (eq-03-loss)
 #
-# Four things do not fit together in what is published, and each is a variant here:
+# The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
 #
-# * the figure shows $\Delta R = (2,2,2,1,1)$, the printed formula counts differently and gives $(2,2,1,1,1)$, the released code counts from one once more and gives
-#   $(2,2,1,1,0)$: its last token never has an advantage (`tpma_released`);
-# * as printed, it is the constant $\Delta R$ that is normalised, whose spread is zero: no advantage is left but the product's (`tpma_printed`);
-# * the printed gate divides the *weighted* reward by $l-1$ and exceeds one; the code divides the count;
-# * the released default is $w_{item} = 0$, so that the composite reward is off.
+# * *where counting begins*: the printed $[l<3]\cdot 2 + [3 \le l < L]\cdot 1$ gives $(2,2,2,1,1)$, as in the figure, if $l$ counts from 0, and $(2,2,1,1,0)$ if it counts from 1, as in the released code.
+#   There the last token never has an advantage of its own (`tpma_released`);
+# * *what is normalised*: as printed, it is the constant $\Delta R$, whose spread is zero, so that no advantage is left but the product's; the code normalises the marginal;
+# * *the gate*: as printed it divides the *weighted* reward by $l-1$ and can exceed one; figure and code divide the count.
 #
-# "Prefix" is not strict, by the way: matches count position by position, and a wrong first code does not silence the later ones. `tpma_strict` is the variant with a strict prefix.
+# `tpma_printed` takes the second and the third word for word. Two more things are worth a note. The released default is $w_{item} = 0$: the composite reward is off (`tpma_no_item`; `tpma_released` too). And "prefix" is not strict: matches count position by
+# position, and a wrong first code does not silence the later ones. `tpma_strict` has a strict prefix.
+#
+# | arm | what it does, all from the distilled model of its world |
+# |---|---|
+# | `anchor` | cross entropy on clicked identifiers alone |
+# | `grpo`, `tpma` | with the composite reward; in TPMA it weighs .5 |
+# | `tpma_released`, `tpma_printed`, `tpma_strict`, `tpma_no_item` | see above |
+# | `grpo_no_rel` | the reward without the relevance model |
+# | `grpo_ctr` | the click rate as the only reward: is it gamed? |
+# | `dpo` | list-wise preferences, below; no sampling |
+# | `dpo_then_tpma` | half of the steps each, in the paper's order |
 
 
 # %%
@@ -1186,10 +1358,10 @@ class Alignment:
     kind: str = "tpma"  # or "grpo", "dpo", "none": the anchor alone
     weights: tuple[float, ...] = WEIGHTS
     w_item: float = 0.5  # 0 in the release
-    gated: bool = True
     strict: bool = False  # matches count only after a right beginning
-    printed: bool = False  # the printed formulas, word for word
-    reward: str = "composite"  # or "ctr"
+    printed: bool = False  # the printed normalisation and gate, word for word
+    reward: str = "composite"  # or "behaviour", without relevance; "ctr"
+    after: str = ""  # "dpo": the first half of the steps
 
 
 ALIGNED = {
@@ -1197,12 +1369,13 @@ ALIGNED = {
     "grpo": {"kind": "grpo"},
     "tpma": {},
     "tpma_released": {"weights": RELEASED, "w_item": 0.0},
-    "tpma_printed": {"weights": (2.0, 2.0, 1.0, 1.0, 1.0), "printed": True},
+    "tpma_printed": {"weights": RELEASED, "printed": True},
     "tpma_strict": {"strict": True},
-    "tpma_ungated": {"gated": False},
     "tpma_no_item": {"w_item": 0.0},
+    "grpo_no_rel": {"kind": "grpo", "reward": "behaviour"},
     "grpo_ctr": {"kind": "grpo", "reward": "ctr"},
     "dpo": {"kind": "dpo"},
+    "dpo_then_tpma": {"after": "dpo"},
 }
 
 
@@ -1217,10 +1390,10 @@ def position_terms(
     match = (rollouts[..., :, None, :] == targets[..., None, :, :]).float()
     if strict:
         match = match.cumprod(-1)
-    reward = (match * torch.tensor(weights)).cumsum(-1).amax(-2)
+    reward = (match * match.new_tensor(weights)).cumsum(-1).amax(-2)
     marginal = reward.diff(dim=-1, prepend=torch.zeros_like(reward[..., :1]))
     matched = match.cumsum(-1).amax(-2)[..., :-1]
-    before = torch.arange(1, rollouts.shape[-1])
+    before = torch.arange(1, rollouts.shape[-1], device=match.device)
     gate = torch.cat([torch.ones_like(matched[..., :1]), matched / before], -1)
     return reward, marginal, gate
 
@@ -1257,76 +1430,113 @@ record.check("gates stay between 0 and 1", bool(((gates >= 0) & (gates <= 1)).al
 # %% [markdown]
 # The third row begins wrong and is right from there on: its later tokens are gated, not silenced.
 #
-# For *list-wise preference optimisation*, `dpo`, no sampling is needed: with $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $w$ and
-# shown ones $l$ that nobody clicked,
+# For *list-wise preference optimisation*, `dpo`, no sampling is needed. With $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $w$ and
+# rejected ones $l$,
 #
-# $$\mathcal L_{DPO} = -\log \sigma\Bigl(-\log \sum_l e^{\beta (\rho(l) - \rho(w))}\Bigr).$$ (eq-03-dpo)
+# $$\mathcal L_{DPO} = -\log \sigma\Bigl(-\log \sum_l e^{c_l\, \beta (\rho(l) - \rho(w))}\Bigr), \qquad c_l = \bigl(\max(s_w, 1) - s_l\bigr)^{-1.5} + 1.$$ (eq-03-dpo)
 #
-# The release can also weigh the rejected ones by their scores; ours are equal.
+# Rejected are products that were shown for the query and never clicked, and, where fewer than eight were, random others; four of the eight count in a step. A score $s$ is what happened (2 ordered, 1 clicked, ½ shown, 0 random) times the harmonic mean of click and order
+# rate, calibrated as in version 1: the likelier a rejected product was to be clicked, the more its rejection counts.
 
 
 # %%
+def calibrated(counts: np.ndarray) -> np.ndarray:
+    """Harmonic mean of calibrated click and order rates. Shape: (3, N) counts -> (N,).
+
+    Source: OneSearch (2509.03236), from a reading note.
+    """
+    views, clicks, orders = np.log(counts + 10)
+    click, order = clicks / (views + clicks + orders), orders / clicks
+    return 2 * click * order / (click + order)
+
+
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Queries with clicks, and their targets. Shape: source (P, S), targets (P, T, L), -1 filled."""
+    """Queries with clicks, and their targets.
+
+    Shape: source (P, S), targets (P, T, L), filled up with -1; refused (P, 8) products, urgency
+    (P, 8), their weights in list-wise DPO.
+    """
 
     queries: list[str]
     source: Tensor
     targets: Tensor
-    ordered: set[tuple[str, int]]
-    clicked: set[tuple[str, int]]
-    refused: np.ndarray  # products shown and not clicked, (P, 8)
-
-
-def make_prompts() -> Prompts:
-    """The complex queries of the log that have a click, and as many direct ones."""
-    clicks: dict[str, list[int]] = {}
-    for query, item in zip(
-        shop.complex_queries, shop.complex_rows.tolist(), strict=True
-    ):
-        clicks.setdefault(query, []).append(item)
-    straight, task = {}, shop.direct
-    for query, item in zip(task.train_queries, task.train_rows.tolist(), strict=True):
-        straight.setdefault(query, []).append(item)
-    clicks |= dict(list(straight.items())[: len(clicks)])
-    kept = {query: list(dict.fromkeys(items))[:8] for query, items in clicks.items()}
-    targets = torch.full((len(kept), 8, identifiers.shape[1]), -1)
-    for row, items in enumerate(kept.values()):
-        targets[row, : len(items)] = torch.from_numpy(identifiers[items])
-    pairs = {(query, item) for query, items in clicks.items() for item in items}
-    refused = [shop.shown.get(query, range(len(identifiers))) for query in kept]
-    draw = np.random.default_rng(derive_seed(world_seed, "refused"))
-    pool = [np.setdiff1d(r, clicks[q]) for r, q in zip(refused, kept, strict=True)]
-    wrong = np.array([draw.choice(found, 8) for found in pool])
-    queries = list(kept)
-    return Prompts(queries, sources(queries), targets, shop.ordered, pairs, wrong)
+    refused: np.ndarray
+    urgency: np.ndarray
 
 
 # %%
-def item_rewards(
-    prompts: Prompts, rows: np.ndarray, written: Tensor, kind: str
-) -> Tensor:
-    """The reward of the product that each identifier names, 0 where there is none.
+def make_prompts() -> Prompts:
+    """The complex queries of the log that have a click, and as many direct ones."""
+    hard = list(dict.fromkeys(shop.complex_clicks[0]))
+    easy = list(dict.fromkeys(shop.direct.train_queries))[: len(hard)]
+    queries = list(dict.fromkeys([*hard, *easy]))
+    draw = np.random.default_rng(derive_seed(world_seed, "refused"))
+    targets = torch.full((len(queries), 8, identifiers.shape[1]), -1)
+    refused, level = np.empty((len(queries), 8), int), np.zeros((len(queries), 8))
+    chosen = np.empty(len(queries), int)
+    for row, query in enumerate(queries):
+        liked = sorted(behaviour.clicked[query])
+        kept = [liked[n] for n in draw.permutation(len(liked))[:8]]
+        targets[row, : len(kept)] = torch.from_numpy(identifiers[kept])
+        shown = draw.permutation(sorted(behaviour.shown[query] - set(liked)))[:8]
+        rest = np.setdiff1d(np.arange(len(identifiers)), [*liked, *shown])
+        more = draw.choice(rest, 8 - len(shown), replace=False)
+        refused[row] = np.concatenate([shown, more])
+        level[row, : len(shown)], chosen[row] = 0.5, kept[0]
+    ordered = [
+        item in behaviour.ordered.get(q, ())
+        for q, item in zip(queries, chosen.tolist(), strict=True)
+    ]
+    worth = calibrated(behaviour.counts)
+    best = (1 + np.array(ordered)) * worth[chosen]
+    apart = np.maximum(best, 1)[:, None] - level * worth[refused]
+    return Prompts(queries, sources(queries), targets, refused, 1 + apart**-1.5)
 
-    Shape: rows (B,) of prompts, written (B, L) -> (B,).
+
+# %%
+@cache
+def product_words() -> list[set[str]]:
+    """The words of each product's keywords."""
+    return [{w for keyword in found for w in words(keyword)} for found in shop.keywords]
+
+
+@cache
+def thought_words(query: str) -> tuple[frozenset[str], ...]:
+    """The words of each keyword of a query's thought."""
+    return tuple(frozenset(words(keyword)) for keyword in shop.think(query))
+
+
+def relevance(query: str, item: int) -> int:
+    """The existing relevance model: keywords of the thought that the product has, at most 3."""
+    return min(3, sum(said <= product_words()[item] for said in thought_words(query)))
+
+
+def value_of(query: str, item: int, kind: str) -> float:
+    """What a product is worth for a query, apart from its click rate."""
+    if kind == "ctr":
+        return 0.0
+    ordered = item in behaviour.ordered.get(query, ())
+    value = 4.0 if ordered else 3.0 * (item in behaviour.clicked.get(query, ()))
+    return value + relevance(query, item) * (kind == "composite")
+
+
+# %%
+def item_rewards(queries: Sequence[str], written: Tensor, kind: str) -> Tensor:
+    """The reward of the best product that each identifier names, 0 where there is none.
+
+    Shape: B queries, written (B, L) -> (B,).
     """
-    leaves = trie.find(written.numpy())
-    reward = torch.zeros(len(leaves))
+    leaves = trie.find(written.cpu().numpy())
     real = np.flatnonzero(leaves >= 0)
-    if not len(real):
-        return reward
-    items = np.array([owners[leaf][0] for leaf in leaves[real]])
-    values = shop.rates[items].copy()
-    if kind == "composite":
-        asked = [prompts.queries[row] for row in rows[real]]
-        pairs = list(zip(asked, items.tolist(), strict=True))
-        values += [
-            4 if p in prompts.ordered else 3 * (p in prompts.clicked) for p in pairs
-        ]
-        if shop.judge is not None:
-            values += shop.judge(asked, items)
-    reward[torch.from_numpy(real)] = torch.from_numpy(values).float()
-    return reward
+    reward = torch.zeros(len(leaves))
+    if len(real):
+        held, rates = owners.select(leaves[real]), behaviour.rates
+        pairs = zip(held.rows.tolist(), held.values.tolist(), strict=True)
+        values = [rates[i] + value_of(queries[real[row]], i, kind) for row, i in pairs]
+        best = np.maximum.reduceat(values, held.offsets[:-1])
+        reward[torch.from_numpy(real)] = torch.from_numpy(best).float()
+    return reward.to(written.device)
 
 
 # %%
@@ -1341,18 +1551,22 @@ class Aligning(Module):
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The plan's loss, and a tenth of the cross entropy of one clicked identifier."""
         self.model.eval()  # the policy that samples is the one that learns: no dropout
-        rows, prompts = batch["rows"][0], self.prompts
-        source, right = prompts.source[rows], prompts.targets[rows, 0]
-        anchor = likelihood(self.model(source, right), right - self.model.first)
+        model, plan, prompts = self.model, self.plan, self.prompts
+        rows = batch["rows"][0].cpu()
+        source, targets = prompts.source[rows], prompts.targets[rows]
+        source, targets = source.to(self.device), targets.to(self.device)
+        right = targets[:, 0]
+        anchor = likelihood(model(source, right), right - model.first)
         total = settings.anchor * anchor
         parts = {"anchor": anchor.detach()}
-        if self.plan.kind == "dpo":
-            rejected = batch["rejected"][0]
-            total = total + preference(
-                self.model, self.reference[0], source, right, rejected
-            )
-        elif self.plan.kind != "none":
-            found, extra = policy_loss(self.model, self.plan, prompts, rows)
+        if plan.kind == "dpo":
+            reference = self.reference[0] = self.reference[0].to(self.device)
+            wrong, urgency = batch["rejected"][0], batch["urgency"][0]
+            every = torch.cat([right[:, None], wrong], 1)
+            total = total + preference(model, reference, source, every, urgency)
+        elif plan.kind != "none":
+            asked = [prompts.queries[row] for row in rows.tolist()]
+            found, extra = policy_loss(model, plan, asked, source, targets)
             total, parts = total + found, parts | extra
         return {"loss": total} | parts
 
@@ -1361,41 +1575,35 @@ class Aligning(Module):
 def log_chances(model: Retriever, source: Tensor, written: Tensor) -> Tensor:
     """Log-probability of each token, among the codes of its position. (B, S), (B, L) -> (B, L)."""
     logits = model(source, written)
-    position = torch.from_numpy(
-        np.repeat(np.arange(len(alphabet.sizes)), alphabet.sizes)
-    )
-    other = position[None, :] != torch.arange(len(alphabet.sizes))[:, None]
-    logits = logits.masked_fill(other, -torch.inf)
+    logits = logits.masked_fill(~position_mask(logits.device), -torch.inf)
     return logits.log_softmax(-1).gather(2, (written - model.first)[..., None])[..., 0]
 
 
 # %%
 def policy_loss(
-    model: Retriever, plan: Alignment, prompts: Prompts, rows: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sample a group for each prompt; GRPO or TPMA. Shape: rows (P,) -> scalar, and curves."""
-    group = settings.group
-    many = rows.repeat_interleave(group)
-    source = prompts.source[many]
-    written = sample(model, source)
-    reward = item_rewards(prompts, many.numpy(), written, plan.reward)
-    shape = (len(rows), group)
+    model: Retriever, plan: Alignment, queries: Sequence[str], source: Tensor,
+    targets: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    """Sample a group for each prompt; GRPO or TPMA.
+
+    Shape: P queries, source (P, S), targets (P, T, L) -> scalar, and curves.
+    """
+    group, shape = settings.group, (len(queries), settings.group)
+    many = source.repeat_interleave(group, 0)
+    written = sample(model, many)
+    asked = [query for query in queries for _ in range(group)]
+    reward = item_rewards(asked, written, plan.reward)
     item = in_group(reward.view(shape), 1)[..., None]  # (P, G, 1)
     rollouts = written.view(*shape, -1)
     if plan.kind == "grpo":
-        advantage, gate = item.expand_as(rollouts), torch.ones(1)
+        advantage, gate = item.expand_as(rollouts), torch.ones_like(item)
     else:
-        advantage, gate = tpma_terms(plan, rollouts, prompts.targets[rows], item)
-    logs = log_chances(model, source, written).view_as(rollouts)
+        advantage, gate = tpma_terms(plan, rollouts, targets, item)
+    logs = log_chances(model, many, written).view_as(rollouts)
     ratio = (logs - logs.detach()).exp()  # one step a batch: the old policy is this one
-    valid = torch.from_numpy(trie.find(written.numpy()) >= 0).float().mean()
-    matched = (
-        (rollouts[:, :, None] == prompts.targets[rows][:, None])
-        .any(2)
-        .float()
-        .mean((0, 1))
-    )
-    curves = {f"matched {n + 1}": share for n, share in enumerate(matched)}
+    valid = torch.from_numpy(trie.find(written.cpu().numpy()) >= 0).float().mean()
+    match = (rollouts[:, :, None] == targets[:, None]).any(2).float().mean((0, 1))
+    curves = {f"matched {n + 1}": share for n, share in enumerate(match)}
     curves |= {"reward": reward.mean(), "valid": valid}
     return -(gate * ratio * advantage).mean(), curves
 
@@ -1411,45 +1619,59 @@ def tpma_terms(
     place = in_group(marginal, 1)
     if plan.printed:  # a constant is normalised; the gate divides the weighted reward
         place = torch.zeros_like(marginal)
-        before = torch.arange(1, rollouts.shape[-1])
+        before = torch.arange(1, rollouts.shape[-1], device=reward.device)
         gate = torch.cat(
             [torch.ones_like(gate[..., :1]), reward[..., :-1] / before], -1
         )
-    gate = gate if plan.gated else torch.ones_like(gate)
     return place + plan.w_item * item, gate
 
 
 def preference(
-    model: Retriever, reference: Retriever, source: Tensor, right: Tensor, wrong: Tensor
-) -> Tensor:
-    """List-wise DPO, beta .1. Shape: (P, S), (P, L), (P, K, L) -> scalar."""
-    every = torch.cat([right[:, None], wrong], 1)  # (P, 1 + K, L)
+    model: Retriever, reference: Retriever, source: Tensor, every: Tensor,
+    urgency: Tensor,
+) -> Tensor:  # fmt: skip
+    """List-wise DPO, beta .1; of `every` the first is the clicked one.
+
+    Shape: (P, S), (P, 1 + K, L), (P, K) -> scalar.
+    """
     many, flat = source.repeat_interleave(every.shape[1], 0), every.flatten(0, 1)
     with torch.no_grad():
         before = log_chances(reference, many, flat).sum(-1)
     ratio = (log_chances(model, many, flat).sum(-1) - before).view(every.shape[:2])
-    worse = torch.logsumexp(0.1 * (ratio[:, 1:] - ratio[:, :1]), 1)
+    worse = torch.logsumexp(0.1 * urgency * (ratio[:, 1:] - ratio[:, :1]), 1)
     return -F.logsigmoid(-worse).mean()
 
 
 # %%
 def align(model: Retriever, plan: Alignment, train_seed: int) -> History:
-    """Align in place."""
-    prompts = make_prompts()
-    draw = np.random.default_rng(derive_seed(train_seed, "prompts"))
-    shape = (settings.rl_steps, settings.prompts)
-    batches = {
-        "rows": torch.from_numpy(draw.integers(len(prompts.queries), size=shape))
-    }
+    """Align in place, in one stage or in two of half the length; the last one's curves."""
+    stages = [replace(plan, kind=plan.after), plan] if plan.after else [plan]
+    for number, stage in enumerate(stages):
+        name = ("prompts", number) if number else ("prompts",)
+        count = settings.rl_steps // len(stages) * settings.devices
+        history = align_stage(model, stage, count, derive_seed(train_seed, *name))
+    return history
+
+
+def align_stage(
+    model: Retriever, plan: Alignment, count: int, stage_seed: int
+) -> History:
+    """One kind of alignment. One row of a batch a device."""
+    prompts, draw = make_prompts(), np.random.default_rng(stage_seed)
+    rows = draw.integers(len(prompts.queries), size=(count, settings.prompts))
+    batches = {"rows": torch.from_numpy(rows)}
     if plan.kind == "dpo":
-        index = batches["rows"].numpy()[..., None]
-        wrong = prompts.refused[index, draw.integers(8, size=(*shape, 4))]
-        batches["rejected"] = torch.from_numpy(identifiers[wrong])
+        four = draw.random((*rows.shape, 8)).argsort(-1)[..., :4]  # of eight, once each
+        wrong = identifiers[prompts.refused[rows[..., None], four]]
+        urgency = prompts.urgency[rows[..., None], four]
+        batches["rejected"] = torch.from_numpy(wrong)
+        batches["urgency"] = torch.from_numpy(urgency).float()
     module = Aligning(model, plan, prompts)
     with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(train_seed, "rollouts"))
+        torch.manual_seed(derive_seed(stage_seed, "rollouts"))
         optimisation = Optimisation(settings.rl_rate, warmup_steps=2)
-        fit(module, Batches(batches, 1, train_seed), settings, optimisation)
+        steps = Batches(batches, settings.devices, stage_seed)
+        fit(module, steps, settings, optimisation)
     model.eval()
     return module.history
 
@@ -1457,9 +1679,11 @@ def align(model: Retriever, plan: Alignment, train_seed: int) -> History:
 # %% [markdown]
 # ## Step 7: how it is judged
 #
-# Test requests come later than the log, from an engine that understands, so that their clicks say what was wanted. *HR@10* is the share of requests with a clicked product
-# among the first ten, *MRR@10* the mean of one over its rank; both also for orders, and for *cold* products alone, the half with the fewest clicks. The *valid-identifier rate* is the share of the ten best identifiers, written without a trie, that
-# belong to a product; lists themselves come from a beam over identifiers that exist. As the shop is simulated, expected clicks, orders and the share of fully relevant products are known without noise.
+# All later complex requests are answered. Those with a click count for HR@10 and MRR@10, those with an order for the same of orders. Expected clicks and orders and the share of fully relevant places, known without noise as
+# the shop is simulated, are taken over *all* requests, with a click or without. Segments follow the paper's: users by how much they clicked before, wordings by how often the log had them,
+# products by their clicks (*hot*, *warm* and *cold*, a third each). Whether lists grow narrower, the paper's information bubble, shows in three shares of the places of a list: of cold products (`long_tail`), of
+# different categories (`categories`), of products whose category the user never clicked before (`novelty`). The *valid-identifier rate* is the share of the ten best identifiers, written without a trie, that
+# belong to a product; lists themselves come from a beam over identifiers that exist. Direct requests are asked too: they should not pay for it.
 
 
 # %%
@@ -1472,46 +1696,64 @@ class Asked:
     ordered: Ragged
     cluster: np.ndarray  # requests of one need share their luck
     rows: np.ndarray
+    user: np.ndarray
     labels: dict[str, np.ndarray]  # masks of requests, by name
 
 
-def complex_requests(count: int) -> Asked:
-    """Later complex requests with a click, and their kinds."""
-    if shop.world is None:
-        known = [bool(shop.think(query)) for query in shop.direct.queries]
-        return of_task(np.flatnonzero(known)[:count], 0)
-    draw = np.random.default_rng(derive_seed(world_seed, "asked"))
-    test = shop.world.test
-    rows = np.flatnonzero(test.clicked.lengths > 0)
-    rows = np.sort(draw.permutation(rows)[:count])
-    form = test.form[rows]
-    need, queries = shop.world.need[form], [test.queries[row] for row in rows]
-    kind = np.array([shop.world.needs[n].kind for n in need])
-    counts = Counter(shop.complex_queries)
-    heard = np.array([counts[query] for query in queries])
-    labels = {f"kind: {name}": kind == n for n, name in enumerate(KINDS)}
-    labels |= {"seen": shop.world.seen[form], "unseen": ~shop.world.seen[form]}
-    labels |= {"clicks: 0": heard == 0, "clicks: 1-2": (heard > 0) & (heard < 3)}
-    labels["clicks: 3+"] = heard > 2
-    found = test.clicked.select(rows), test.ordered.select(rows)
-    return Asked(queries, *found, need, rows, labels)
+def thirds(
+    name: str, values: np.ndarray, called: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Masks of low, middle and high values; equal ones stay together. Shape: (Q,) each."""
+    place = np.digitize(values, np.quantile(values, [1 / 3, 2 / 3]), right=True)
+    return {f"{name}: {each}": place == n for n, each in enumerate(called)}
+
+
+def segments(queries: Sequence[str], user: np.ndarray) -> dict[str, np.ndarray]:
+    """Masks by what the log has of these words and of these people."""
+    heard, clicks = Counter(shop.traffic), Counter(shop.complex_clicks[0])
+    past = Counter(behaviour.past[0].tolist())
+    said, count, active = (
+        np.array([known[key] for key in keys])
+        for known, keys in ((heard, queries), (clicks, queries), (past, user.tolist()))
+    )
+    found = {"seen": said > 0, "unseen": said == 0}
+    found |= {"clicks: 0": count == 0, "clicks: 1-2": (count > 0) & (count < 3)}
+    found |= {"clicks: 3+": count > 2}
+    found |= thirds("query", said, ("tail", "mid", "head"))
+    return found | thirds("user", active, ("low", "mid", "high"))
 
 
 # %%
+def complex_requests() -> Asked:
+    """Later complex requests, with a click or without."""
+    if shop.world is None:
+        known = [bool(shop.think(query)) for query in shop.direct.queries]
+        return of_task(np.flatnonzero(known)[: settings.test_complex], 0)
+    test, need = shop.world.test, shop.world.need[shop.world.test.form]
+    kind = np.array([shop.world.needs[n].kind for n in need])
+    labels = {f"kind: {name}": kind == n for n, name in enumerate(KINDS)}
+    labels |= segments(test.queries, test.user)
+    lists = (test.clicked, test.ordered)
+    rows = np.arange(len(need))
+    return Asked(test.queries, *lists, need, rows, test.user, labels)
+
+
 def of_task(rows: np.ndarray, first: int) -> Asked:
-    """Some test requests of the ordinary log; equal queries are a cluster, from `first` on."""
-    task = shop.direct
+    """Some test requests of the direct log; equal queries are a cluster, from `first` on."""
+    task, user = shop.direct, shop.test_users[rows]
     queries = [task.queries[row] for row in rows]
     nothing = Ragged.from_lists([[] for _ in rows])
     cluster = first + np.unique(np.array(queries), return_inverse=True)[1]
-    return Asked(queries, task.positives.select(rows), nothing, cluster, rows, {})
+    labels = segments(queries, user)
+    lists = (task.positives.select(rows), nothing)
+    return Asked(queries, *lists, cluster, rows, user, labels)
 
 
-def straight_requests(count: int) -> Asked:
-    """Ordinary test requests with a click."""
-    draw = np.random.default_rng(derive_seed(world_seed, "straight"))
-    rows = np.sort(draw.permutation(len(shop.direct.queries))[:count])
-    return of_task(rows, 1_000_000)
+def direct_requests() -> Asked:
+    """Direct test requests with a click."""
+    draw = np.random.default_rng(derive_seed(world_seed, "direct requests"))
+    order = draw.permutation(len(shop.direct.queries))
+    return of_task(np.sort(order[: settings.test_direct]), 1_000_000)
 
 
 # %%
@@ -1535,153 +1777,298 @@ def valid_share(model: Retriever, source: Tensor) -> np.ndarray:
 
 
 # %%
-def scores_of(asked: Asked, ranked: np.ndarray) -> dict[str, np.ndarray]:
-    """Hits of clicks, of orders and of cold products, NaN where there was none to hit.
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Answers and what they took. Shape: source (Q, S), ranked (Q, k)."""
 
-    `long_tail` is the share of a list's places that cold products have.
-    """
-    found, k, cold = {}, settings.k, cold_products()
-    kept = cold[asked.clicked.values]
-    pairs = asked.clicked.rows[kept], asked.clicked.values[kept]
-    chilly = Ragged.from_pairs(*pairs, len(asked.clicked))
-    every = {"": asked.clicked, "order_": asked.ordered, "cold_": chilly}
-    for name, wanted in every.items():
-        hits = relevance_matrix(ranked, wanted)
-        for metric, of in (("hr", hit_rate_at_k), ("mrr", reciprocal_rank_at_k)):
-            values = np.where(wanted.lengths > 0, of(hits, k), np.nan)
-            found[f"{name}{metric}@{k}"] = values
-    shown = ranked != EMPTY
-    found["long_tail"] = (cold[ranked] & shown).sum(1) / np.maximum(1, shown.sum(1))
+    source: Tensor  # what was read last
+    ranked: np.ndarray
+    read: float  # tokens a request, in all passes
+    written: float  # tokens a request, one decoder step each
+    seconds: float  # of this process, for all requests
+
+
+def serve(model: Retriever, source: Tensor, first: bool = False) -> Served:
+    """Answer requests; `first` writes keywords and reads them before it answers."""
+    source, began = source.to(model.bart.device), time.process_time()
+    read = written = 0
+    if first:
+        keywords = written_keywords(model, source)
+        read = (source != PAD).sum().item()
+        written = (with_end(keywords) != PAD).sum().item()
+        query = source[:, : 1 + settings.query_words]
+        source = torch.cat([query, keywords], 1)
+    ranked = ranked_products(model, source, settings.k)
+    spent = time.process_time() - began
+    read += (source != PAD).sum().item()
+    written += len(source) * len(alphabet.sizes)
+    return Served(source, ranked, read / len(source), written / len(source), spent)
+
+
+# %%
+@cache
+def product_thirds() -> np.ndarray:
+    """0 for the third of the products with the fewest clicks, 2 for that with the most. (N,)."""
+    clicks = behaviour.counts[1]
+    return np.argsort(np.argsort(clicks, kind="stable")) * 3 // len(clicks)
+
+
+def hits_of(ranked: np.ndarray, wanted: Ragged) -> dict[str, np.ndarray]:
+    """HR and MRR of each request, NaN where there was nothing to hit. Shape: (Q,) each."""
+    hits, found = relevance_matrix(ranked, wanted), {}
+    for metric, of in (("hr", hit_rate_at_k), ("mrr", reciprocal_rank_at_k)):
+        values = np.where(wanted.lengths > 0, of(hits, settings.k), np.nan)
+        found[f"{metric}@{settings.k}"] = values
     return found
 
 
-def cold_products() -> np.ndarray:
-    """The half of the products with the fewest clicks in the log. Shape: -> (N,) bool."""
-    count = len(identifiers)
-    clicks = np.bincount(shop.direct.train_rows, minlength=count)
-    clicks += np.bincount(shop.complex_rows, minlength=count)
-    return np.argsort(np.argsort(clicks, kind="stable"), kind="stable") < count // 2
+def apart(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Values whose mean is the mean of `some` less that of `others`. NaN: not counted.
+
+    Shape: (Q,), (Q,) -> (Q,).
+    """
+    parts = [
+        np.nan_to_num(x) / max(1e-9, np.mean(~np.isnan(x))) for x in (some, others)
+    ]
+    return parts[0] - parts[1]
 
 
+# %%
+def scores_of(asked: Asked, ranked: np.ndarray) -> dict[str, np.ndarray]:
+    """Hits of clicks, of orders, by segment, and what lists are made of. Shape: (Q,) each."""
+    found, hr = hits_of(ranked, asked.clicked), f"hr@{settings.k}"
+    of_orders = hits_of(ranked, asked.ordered)
+    found |= {f"order_{metric}": values for metric, values in of_orders.items()}
+    third = product_thirds()[asked.clicked.values]
+    for n, name in enumerate(("cold", "warm", "hot")):
+        pairs = asked.clicked.rows[third == n], asked.clicked.values[third == n]
+        wanted = Ragged.from_pairs(*pairs, len(asked.clicked))
+        found[f"{name}_{hr}"] = hits_of(ranked, wanted)[hr]
+    for name in ("unseen", "query: tail", "query: head"):
+        short = name.removeprefix("query: ")
+        found[f"{short}_{hr}"] = np.where(asked.labels[name], found[hr], np.nan)
+    for low, high in (("tail", "head"), ("cold", "hot")):
+        found[f"{low}_lead_{hr}"] = apart(found[f"{low}_{hr}"], found[f"{high}_{hr}"])
+    return found | composition(asked, ranked)
+
+
+def composition(asked: Asked, ranked: np.ndarray) -> dict[str, np.ndarray]:
+    """Shares of a list's places: cold products, categories, categories new to the user. (Q,)."""
+    shown, count = ranked != EMPTY, 1 + shop.category.max()
+    users, items = behaviour.past
+    known = users * count + shop.category[items]
+    category = np.where(shown, shop.category[ranked], -1)
+    new = ~np.isin(asked.user[:, None] * count + category, known)
+    different = [len(set(row[row >= 0].tolist())) for row in category]
+    places = {
+        "long_tail": (product_thirds()[ranked] == 0) & shown,
+        "novelty": new & shown,
+    }
+    found = {name: each.sum(1) for name, each in places.items()}
+    found["categories"] = np.array(different)
+    return {name: each / np.maximum(1, shown.sum(1)) for name, each in found.items()}
+
+
+# %%
 def public_ids(ranked: np.ndarray) -> np.ndarray:
     """Item ids of product rows, EMPTY kept. Shape: (Q, k) -> (Q, k)."""
     return np.where(ranked == EMPTY, EMPTY, shop.world.truth.item_id[ranked])
 
 
-# %%
-def measure(
-    name: str, model: Retriever, keywords: bool = False, writes: bool = False
-) -> None:
-    """Ask an arm all test requests; record means by kind, and one row a request.
-
-    With `keywords` it reads them, and its metrics begin with "keywords_".
-    """
-    parts = []
-    for asked, prefix in ((hard_requests, ""), (easy_requests, "direct_")):
-        thoughts = shop.thoughts(asked.queries) if keywords else ()
-        source = sources(asked.queries, thoughts)
-        if writes:
-            source = written_keywords(model, source)
-        found = judged(name, model, asked, source, keywords)
-        mark = "keywords_" * keywords + prefix
-        parts.append({f"{mark}{metric}": values for metric, values in found.items()})
-        for metric, values in parts[-1].items():
-            record.metric(f"{name}/{metric}", mean_of(values))
-            for label in () if prefix else asked.labels:
-                chosen = values[asked.labels[label]]
-                record.metric(f"{name}/{metric}/{label}", mean_of(chosen))
-    if not keywords:
-        record_rows(name, parts)
+def expected(asked: Asked, ranked: np.ndarray) -> dict[str, np.ndarray]:
+    """Expected clicks and orders, relevant places, clicks on cold products. Shape: (Q,) each."""
+    truth = shop.world.truth
+    sessions, ids = truth.session_id[asked.rows], public_ids(ranked)
+    found = dict(expected_outcomes(truth, sessions, ids))
+    cold = (product_thirds()[ranked] == 0) & (ranked != EMPTY)
+    only = np.where(cold, ids, EMPTY)
+    found["cold_clicks"] = expected_outcomes(truth, sessions, only)["clicks"]
+    return {name: values.round(4) for name, values in found.items()}
 
 
-# %%
-def judged(
-    name: str, model: Retriever, asked: Asked, source: Tensor, keywords: bool
-) -> dict[str, np.ndarray]:
-    """All metrics of one set of requests, one value a request."""
-    ranked = ranked_products(model, source, settings.k)
-    found = scores_of(asked, ranked)
-    if asked is hard_requests and not keywords:
-        RANKED[name] = ranked
-        found["valid"] = valid_share(model, source)
-        if shop.world is not None:
-            sessions = shop.world.truth.session_id[asked.rows]
-            found |= expected_outcomes(shop.world.truth, sessions, public_ids(ranked))
-    return found
-
-
-# %%
 def mean_of(values: np.ndarray) -> float:
     """Mean of what is known, NaN of nothing."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
-def record_rows(name: str, parts: list[dict[str, np.ndarray]]) -> None:
+# %%
+RANKED, MODELS, HISTORIES = {}, {}, {}  # of this page, by arm
+LABELLED = ("hr@10", "clicks")  # what is recorded of every segment
+
+
+def measure(name: str, model: Retriever, first: bool = False) -> None:
+    """Ask an arm all test requests without keywords; record means, and one row a request."""
+    served = serve(model, sources(complex_set.queries), first)
+    found = scores_of(complex_set, served.ranked)
+    found["valid"] = valid_share(model, served.source)
+    if shop.world is not None:
+        found |= expected(complex_set, served.ranked)
+    direct = serve(model, sources(direct_set.queries), first)
+    of_direct = hits_of(direct.ranked, direct_set.clicked)
+    of_direct = {f"direct_{metric}": values for metric, values in of_direct.items()}
+    for metric, values in (found | of_direct).items():
+        record.metric(f"{name}/{metric}", mean_of(values))
+        for label, mask in complex_set.labels.items() if metric in LABELLED else ():
+            record.metric(f"{name}/{metric}/{label}", mean_of(values[mask]))
+    record.metric(f"{name}/tokens_read", served.read)
+    record.metric(f"{name}/tokens_written", served.written)
+    each = 1000 * served.seconds / len(complex_set.queries)
+    record.metric(f"cpu/{name}/ms_a_request", each)  # another one each time
+    if first:
+        quality_of_writing(name, served.source)
+    RANKED[name] = served.ranked
+    record_rows(name, found, of_direct)
+
+
+# %%
+def record_rows(
+    name: str, found: dict[str, np.ndarray], of_direct: dict[str, np.ndarray]
+) -> None:
     """One row a request: complex ones, then direct ones, each with values of its own metrics."""
-    asked = (hard_requests, easy_requests)
+    asked = (complex_set, direct_set)
     rows = {
         "query_row": np.concatenate([asked[0].rows, 10_000_000 + asked[1].rows]),
         "cluster": np.concatenate([part.cluster for part in asked]),
     }
     before, after = (len(part.queries) for part in asked)
-    for metric, values in parts[0].items():
+    for metric, values in found.items():
         rows[metric] = np.append(values, np.full(after, np.nan))
-    for metric, values in parts[1].items():
+    for metric, values in of_direct.items():
         rows[metric] = np.append(np.full(before, np.nan), values)
     record.rows(name, rows)
 
 
+def quality_of_writing(name: str, source: Tensor) -> None:
+    """Precision and recall of written words against the thought's, and by chance."""
+    start = 1 + settings.query_words
+    told = sources(complex_set.queries, shop.thoughts(complex_set.queries))[:, start:]
+    lists = [
+        [set(row) - {PAD} for row in part.tolist()]
+        for part in (source[:, start:], told)
+    ]
+    written, thought = lists
+    others = [*thought[1:], thought[0]]  # of the next request, which has another need
+    pairs = {"precision": (written, thought), "recall": (thought, written)}
+    pairs["chance"] = (written, others)
+    for metric, (those, among) in pairs.items():
+        shares = [
+            len(a & b) / max(1, len(a)) for a, b in zip(those, among, strict=True)
+        ]
+        record.metric(f"{name}/written_{metric}", float(np.mean(shares)))
+
+
+# %%
+def measure_informed(name: str, model: Retriever, reads: str) -> None:
+    """What an arm's teacher finds: complex requests with keywords, and with keywords alone.
+
+    Keywords that leak need a click, which no request has yet: there the honest ones are read.
+    """
+    queries, hr = complex_set.queries, f"hr@{settings.k}"
+    keywords, prompts = keywords_for(queries, reads), {"keywords": queries}
+    if name == "base":
+        prompts["blank"] = [""] * len(queries)
+    for prompt, said in prompts.items():
+        source = sources(said, keywords)
+        ranked = serve(model, source).ranked
+        values = hits_of(ranked, complex_set.clicked)[hr]
+        record.metric(f"{name}/{prompt}_{hr}", mean_of(values))
+        for label, mask in complex_set.labels.items():
+            record.metric(f"{name}/{prompt}_{hr}/{label}", mean_of(values[mask]))
+
+
+def measure_ideal(name: str) -> None:
+    """HR@10 of one who knows the need that was meant, though not the user: the headroom."""
+    if shop.world is not None:
+        truth = shop.world.truth
+        sessions = truth.session_id[complex_set.rows]
+        best = oracle_ranking(truth, sessions, settings.k, personal=False)
+        values = hits_of(rows_of(truth.item_id, best), complex_set.clicked)
+        for metric, each in values.items():
+            record.metric(f"{name}/ideal_{metric}", mean_of(each))
+
+
+def measure_rewards(name: str, model: Retriever) -> None:
+    """What identifiers that the model samples for its training prompts earn: both rewards."""
+    prompts = make_prompts()
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(world_seed, "reward"))
+        twice = prompts.source.repeat_interleave(2, 0)
+        written = sample(model, twice.to(model.bart.device))
+    asked = [query for query in prompts.queries for _ in range(2)]
+    for metric, kind in (("reward", "composite"), ("reward_ctr", "ctr")):
+        earned = item_rewards(asked, written, kind)
+        record.metric(f"{name}/{metric}", earned.double().mean().item())
+
+
 # %% [markdown]
-# The *online experiment* splits users at random. In a first period both halves get the same lists (A/A), in a second one half gets the treatment's (A/B). Both use the same random numbers, so that a
-# request with an unchanged list does the same. Ratios (clicks over views) are compared by the delta method over users, who are what was split; a request is no unit of its own.
+# The *online experiment* splits users at random. In a first period both halves get the same lists (A/A), in a second one half gets the treatment's (A/B). Ratios, such as clicks over views, are compared by the delta method over users, who are what was split; a request is no unit of its own.
+# Luck belongs to user, request and product. That allows *twins* besides, which no real shop has: all requests answered under both lists with the same luck, so that only what the lists change remains.
 
 # %% [markdown]
 # ## Train and watch
 #
-# All arms start from one base model that has learnt both prompts. It is shipped with the book for shop 0, and so is the distilled model from
+# All arms start from one base model. It is shipped with the book for shop 0, and so is the distilled model from
 # which alignment starts; `-p fresh true` trains both anew. Whether there is anything to distil is asked first: the *base with keywords* must be clearly better than the *base without*.
 
 
 # %%
-RANKED, MODELS, HISTORIES = {}, {}, {}  # of this page, by arm
 ON_PAGE = ["base", "extra", "distilled", "grpo", "tpma"]
 
 
 def run_arm(name: str) -> None:
     """Train an arm and measure it; where it was taught with keywords, with them as well."""
-    writes = False
-    if name in ("base", "start"):
-        model = base_model() if name == "base" else distilled_model()
-    elif name in ALIGNED:
-        model = distilled_model()
-        plan = Alignment(**ALIGNED[name])
-        HISTORIES[name] = align(model, plan, derive_seed(seed, "aligning"))
-    elif name in CHANGES:
-        plan, model = Plan(**CHANGES[name]), base_model()
-        count, writes = round(plan.longer * settings.steps), plan.writes
-        arm_seed = derive_seed(seed, "arms")
+    plan, model, spent = Plan(), None, 0.0
+    if name in CHANGES:
+        plan = Plan(**CHANGES[name])
+        model, began = base_model(plan.reads), time.process_time()
+        count, arm_seed = round(plan.longer * settings.steps), derive_seed(seed, "arms")
         HISTORIES[name] = train(model, plan, count, settings.rate, arm_seed)
+        spent = time.process_time() - began
+    elif name in ALIGNED:
+        model, began = distilled_model(), time.process_time()
+        arm_seed = derive_seed(seed, "aligning")
+        HISTORIES[name] = align(model, Alignment(**ALIGNED[name]), arm_seed)
+        spent = time.process_time() - began
+    elif name in ("base", "start"):
+        model = base_model() if name == "base" else distilled_model()
     else:
         raise one_of("arm", name, ["base", "start", *CHANGES, *ALIGNED])
-    measure(name, model, writes=writes)
-    if name in ("base", "distilled", "teacher_only"):
-        measure(name, model, keywords=True)
+    if spent:
+        record.metric(f"cpu/{name}/training_seconds", spent)
+    gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    model.to("cuda" if gpu else "cpu")
+    measure(name, model, plan.first)
+    if name == "base" or plan.teacher or plan.guided:
+        measure_informed(name, model, plan.reads)
+    if name == "base":
+        measure_ideal(name)
+    if name == "start" or name in ALIGNED:
+        measure_rewards(name, model)
     MODELS[name] = model
 
 
 # %% tags=["train"]
-hard_requests = complex_requests(settings.requests)
-easy_requests = straight_requests(settings.straight)
+complex_set, direct_set = complex_requests(), direct_requests()
 for name in ON_PAGE if arms == "main" else arms.split(","):
     with record.phase(f"arm {name}"):
         run_arm(name)
 
-# %% [markdown]
-# Healthy curves: the cross entropy of both arms falls slowly and stays above the base's own noise, since two of three clicks of the log are on the wrong product; the divergence falls by a good
-# part at first and then more slowly. A divergence that starts near zero means a teacher that does not look at its keywords: there is nothing to distil.
+# %% tags=["page-only", "hide-input"]
+told = {metric: record.metrics.get(f"base/{metric}") for metric in (
+    "hr@10", "keywords_hr@10", "blank_hr@10", "ideal_hr@10"
+)}  # fmt: skip
+for metric, value in told.items():
+    if value is not None:
+        print(f"base, {metric:15s} {value:.3f}")
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of the student's prompt, mean of 20 steps. Right: the divergence of the student from its own predictions with keywords. It starts well above zero, which is what there is to learn, and falls.", "name": "fig-03-loss"}, "image": {"alt": "Two panels over optimiser steps. Left two falling lines, for the arms extra and distilled. Right one line that falls steeply and then slowly."}}
+# %% [markdown]
+# `keywords_` is the base that reads query and keywords, `blank_` the one that reads keywords alone, `ideal_` the list of one who knows the need. What lies between the first and the others is what could be learnt.
+#
+# What to look for in the curves: the cross entropy of both arms should fall slowly, and cannot fall to nothing, since most clicks of the log are on products that nobody wanted; the divergence should begin clearly above zero and fall.
+# A divergence that starts near zero means a teacher that does not look at its keywords: there is nothing to distil.
+
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of the student's prompt, mean of 20 steps, in the arms extra and distilled. Right: the divergence of the student from its own predictions with keywords. Look at where the right line begins, which is what there is to learn, and whether it falls.", "name": "fig-03-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line each for the arms extra and distilled, cross entropy in nats a code. Right one line, the divergence in nats a code."}}
 from minisearch.plots import COLORS, figure
 
 fig, (left, right) = figure(width=7, height=3.0, columns=2, layout="constrained")
@@ -1703,10 +2090,10 @@ right.set_ylabel("divergence (nats a code)")
 record.figure(fig, "loss", "Cross entropy and divergence.")
 
 # %% [markdown]
-# Alignment is watched by position: of the rollouts, the share whose code at a position is that of some clicked product. Coarse codes are matched most often; a curve that
+# Alignment is watched by position: of the rollouts, the share whose code at a position is that of some clicked product. Coarse codes are easiest to match. A curve that
 # rises for the first codes and falls for the last would say that the policy learns categories and forgets products.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Share of sampled codes that a clicked product of the request has, by position, over alignment with TPMA and with GRPO, mean of 10 steps. Coarse codes come first and are matched most often.", "name": "fig-03-positions"}, "image": {"alt": "Two panels, GRPO and TPMA, with five lines each over optimiser steps; the line of position 1 lies highest."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Share of sampled codes that a clicked product of the request has, by position, over alignment with GRPO and with TPMA, mean of 10 steps. Compare how the lines of the first and of the last positions move.", "name": "fig-03-positions"}, "image": {"alt": "Two panels, GRPO and TPMA, with one line for each of five positions over alignment steps; the axis is the share of codes matched."}}
 fig, axes = figure(width=7, height=3.0, columns=2, layout="constrained")
 for ax, name in zip(axes, ("grpo", "tpma"), strict=True):
     for position in range(len(alphabet.sizes)):
@@ -1734,57 +2121,87 @@ from minisearch import pages
 
 SHOWN = ("base", "extra", "distilled", "grpo", "tpma")
 METRICS = (
-    "hr@10", "keywords_hr@10", "mrr@10", "order_hr@10", "valid", "relevance", "orders",
-    "cold_hr@10", "long_tail", "direct_hr@10",
+    "hr@10", "keywords_hr@10", "mrr@10", "order_hr@10", "valid", "relevance", "clicks",
+    "orders", "cold_hr@10", "unseen_hr@10", "direct_hr@10",
 )  # fmt: skip
 pages.score_table(record.metrics, SHOWN, METRICS)
 
 # %% tags=["page-only", "hide-input"]
 by_label = {}
-for label in hard_requests.labels:
+for label in complex_set.labels:
     for arm, metric in (
         ("base", "hr@10"), ("base", "keywords_hr@10"), ("extra", "hr@10"),
-        ("distilled", "hr@10"),
+        ("distilled", "hr@10"), ("extra", "clicks"), ("distilled", "clicks"),
     ):  # fmt: skip
-        name = f"{arm}, with keywords" if metric.startswith("key") else arm
         value = record.metrics.get(f"{arm}/{metric}/{label}")
-        by_label.setdefault(label, {})[name] = value
+        by_label.setdefault(label, {})[f"{arm}, {metric}"] = value
 pd.DataFrame(by_label).T.astype(float).round(3)
 
 # %% [markdown]
-# HR@10 by kind of request, and by how many clicks of the log had the same words. `unseen` are wordings that no request of the log had: their names mean nothing to the student, whatever it was taught. What is distilled is knowledge about *these queries*,
-# and about the words they share with others. The teacher, who reads keywords, does not mind.
+# By kind of request, by how many clicks of the log had the same words, and by segment. `unseen` are wordings that no request of the log had: their names mean nothing to the student, whatever it was taught. What can be distilled is knowledge about *these queries*,
+# and about the words they share with others. The teacher, who reads keywords, has no such limit.
 #
+# What lists are made of, and so whether a gain is paid with sameness:
+
+# %% tags=["page-only", "hide-input"]
+MADE_OF = (
+    "long_tail",
+    "categories",
+    "novelty",
+    "cold_clicks",
+    "hot_hr@10",
+    "warm_hr@10",
+)
+pages.score_table(record.metrics, SHOWN, MADE_OF)
+
+# %% [markdown]
 # ### What serving costs
+#
+# Tokens that are read and written a request, and the processor's time, of this page's arms. The arm `writes_first` reads twice and writes its keywords besides; here it is asked as it stands after `distilled`, for the cost alone.
 
 # %% tags=["page-only"]
-few, cost = hard_requests.queries[:16], {}
+cost = {}
 for name in ("extra", "distilled"):
     if name in MODELS:
-        cost[name] = tuple(sources(few).shape), len(alphabet.sizes)
+        names = ("tokens_read", "tokens_written")
+        cost[name] = tuple(record.metrics[f"{name}/{each}"] for each in names)
+        ms = record.metrics[f"cpu/{name}/ms_a_request"]
+        print(f"{name:12s} read, written: {cost[name]}, {ms:.1f} ms a request")
 record.check("both students read and write equally much", len(set(cost.values())) <= 1)
-print(f"tokens read, codes written: {cost}")
+if "distilled" in MODELS:
+    few = sources(complex_set.queries[:64])
+    twice = serve(MODELS["distilled"], few, first=True)
+    ms = 1000 * twice.seconds / len(few)
+    found = tuple(round(n, 2) for n in (twice.read, twice.written))
+    print(f"writes_first read, written: {found}, {ms:.1f} ms a request")
+    record.check(
+        "writing keywords first costs more", twice.written > cost["distilled"][1]
+    )
 
 # %% [markdown]
 # ### In the online experiment
 #
-# Half of the users get the distilled model's lists in place of `extra`'s. One such experiment, with its A/A period:
+# Half of the users get the distilled model's lists in place of `extra`'s. One such experiment, with its A/A period, and the twins. *Void* is a metric that differed in A/A already; *equivalent* one whose whole interval lies within 2 %, by two one-sided tests; *open* one that says neither.
 
 # %% tags=["page-only", "hide-input"]
 outcome = []
 if {"extra", "distilled"} <= RANKED.keys() and shop.world is not None:
     lists = [public_ids(RANKED[name]) for name in ("extra", "distilled")]
-    sessions = shop.world.truth.session_id[hard_requests.rows]
-    for period, ratios in experiment(shop.world.truth, sessions, *lists, seed).items():
-        for metric, ratio in ratios.items():
+    sessions = shop.world.truth.session_id[complex_set.rows]
+    periods = experiment(shop.world.truth, sessions, *lists, seed)
+    for metric, before in periods["A/A"].items():
+        row = {"metric": metric}
+        for period, ratios in periods.items():
+            ratio = ratios[metric]
             spread = f"{ratio.lift:+.1%} [{ratio.low:+.1%}, {ratio.high:+.1%}]"
-            outcome.append(
-                {"period": period, "metric": metric, "treatment over control": spread}
-            )
+            row[period] = spread
+        row["A/B says"] = periods["A/B"][metric].reading(0.02, before)
+        row["twins say"] = periods["twins"][metric].reading(0.02)
+        outcome.append(row)
 pd.DataFrame(outcome)
 
 # %% [markdown]
-# With so few requests the interval of such an experiment is wide. The claims use the expected clicks and orders of all requests under both models, which have no luck in them.
+# The width of the columns is the point: compare A/B with the twins. The registered claims use expected clicks and orders of all requests under both models, which have no luck in them.
 #
 # ### What the grid says
 
@@ -1794,7 +2211,7 @@ from minisearch.showing import claims_markdown
 Markdown(claims_markdown("03_onesearch_v2"))
 
 # %% tags=["page-only", "hide-input"]
-as_registered = not data and noise < 0 and not steps
+as_registered = not (data or steps or rate or rl_rate or noise >= 0)
 print(
     pages.live_note(
         "03_onesearch_v2", profile, world_seed, record.metrics, as_registered
@@ -1803,6 +2220,19 @@ print(
 
 # %% tags=["page-only", "hide-input"]
 pages.arm_table("03_onesearch_v2", METRICS)
+
+# %% [markdown]
+# For the arms of alignment, the reward that identifiers earn which the model samples for its training prompts: the composite one, and the click rate alone. If `grpo_ctr` raises its own reward and loses relevance, it games it.
+
+# %% tags=["page-only", "hide-input"]
+EARNED = ("reward", "reward_ctr", "relevance", "mrr@10", "valid")
+pages.arm_table("03_onesearch_v2", EARNED, ["start", *ALIGNED])
+
+# %% [markdown]
+# By segment, over the grid:
+
+# %% tags=["page-only", "hide-input"]
+pages.bucket_table("03_onesearch_v2", ("extra", "distilled"), "clicks")
 
 # %% [markdown]
 # How much depends on the thoughts being right: the share of wrong words is turned from none to all, each time with a base of its own.
@@ -1814,6 +2244,20 @@ pages.dose_chart(
     "What distillation brings, by the quality of thoughts",
     "Lines of HR@10 against the share of wrong words, for the arms extra and distilled.",
 )  # fmt: skip
+
+# %% [markdown]
+# Time of training and of serving, mean over the cells of the grid. `extra_longer` is meant to cost as much as `distilled`:
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.cards import load_cells
+
+spent = {}
+for cell in load_cells("03_onesearch_v2"):
+    for metric in ("training_seconds", "ms_a_request"):
+        value = cell.metrics.get(f"cpu/{cell.cell.arm}/{metric}")
+        if value is not None and not cell.cell.overrides:
+            spent.setdefault(metric, {}).setdefault(cell.cell.arm, []).append(value)
+pd.DataFrame({m: {arm: np.mean(v) for arm, v in by.items()} for m, by in spent.items()})
 
 # %% [markdown]
 # ### What we take from it
@@ -1883,7 +2327,7 @@ assert check("ch03-kl", guided_loss)
 #
 # ### Exercise 2: a silent bug
 #
-# The cell below weighs matched tokens as a trainer does that counts positions from one. It runs, the loss falls, and most tokens improve. Print the marginals of a
+# The cell below weighs matched tokens as a trainer does that counts positions from one. It runs, and nothing complains. Print the marginals of a
 # rollout that matches its target everywhere. Which token is never told that it was right, however right it is? Write `marginals`, with weights 2, 2, 2, 1, 1:
 # what each position adds to the best prefix reward over all targets.
 
@@ -1957,7 +2401,7 @@ print(
 )
 
 # %% [markdown]
-# The last token's marginal is always 0, so that its normalised advantage is 0 too. Cross entropy still trains it, and nothing looks broken. Only a curve by position would show it.
+# The last token's marginal is always 0, so that its normalised advantage is 0 too. The anchor still trains it, and nothing looks broken. Only a curve by position could show it.
 #
 # ### Exercise 3: the gate
 #
@@ -2011,8 +2455,8 @@ assert check("ch03-gate", gates_of)
 # ### Exercise 4: predict, then break it
 #
 # In the paper's training data the large model has seen the product that was clicked, so that its words survive among the keywords. Write `named_in`: the share of rows in which some keyword stands in the
-# product's title, as whole words in their order. Then predict: how much higher is it with leaking keywords than with honest ones? What will a teacher learn to do with
-# keywords that always name the product, and what becomes of that when nobody has clicked yet?
+# product's title, as whole words in their order. Then predict: how much higher is it with leaking keywords than with honest ones? What could a teacher learn to do with
+# keywords that always name the product, and what would become of that when nobody has clicked yet?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch03-leak", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2036,6 +2480,7 @@ def properties_of_leaks(share):
     )
     yield "two keywords count once", lambda: share([["red", "lamp"]], ["red lamp"]) == 1
     ### BEGIN HIDDEN TESTS
+    yield "one of two is enough", lambda: share([["red", "blue"]], ["red lamp"]) == 1
     yield "a word inside a word", lambda: share([["red"]], ["shredded wheat"]) == 0
     yield "two words in order", lambda: share([["power bank"]], ["new power bank"]) == 1
     yield "two words apart", lambda: share([["power bank"]], ["bank of power"]) == 0
@@ -2050,14 +2495,16 @@ def properties_of_leaks(share):
 assert check("ch03-leak", named_in)
 
 # %% tags=["page-only", "hide-input"]
-titles = [shop.texts[item] for item in shop.complex_rows[:500]]
-honest = shop.thoughts(shop.complex_queries[:500])
+titles = [shop.texts[item] for item in complex_rows[:500]]
+honest = shop.thoughts(complex_queries[:500])
 leaky = [found + title.split()[:2] for found, title in zip(honest, titles, strict=True)]
 print(f"honest {named_in(honest, titles):.0%}, leaking {named_in(leaky, titles):.0%}")
+both = ("distilled_clicks", "leaking")
+pages.arm_table("03_onesearch_v2", ("hr@10", "keywords_hr@10"), both)
 
 # %% [markdown]
-# A leaking teacher learns to trust keywords that are always right in training. At test they are not, and a comparison of student and teacher there speaks about the leak: a
-# distilled student above its own teacher, as in the paper's table, can come from that alone.
+# A teacher whose keywords always name the clicked product has reason to trust them more than they deserve at the test, where nobody has clicked yet. Compare student and teacher in the two rows above, once the grid has run: the
+# second arm differs from the first in the leak alone. If its student is above its teacher there and not in the first row, then a student above its own teacher, as in the paper's table, can come from a leak.
 #
 # ### Exercise 5: what was split
 #
@@ -2113,7 +2560,7 @@ assert check("ch03-ratio", user_ratio)
 #
 # `small` is a larger simulated shop and model; `full` takes KuaiSearch files and a file of thoughts that a large model wrote, has the paper's codebook (4096-1024-512 and twice 256) and beam, and BART-base's shape. The checkpoint's weights are
 # not loaded: its words are another alphabet. What a step costs, counted in forward passes of the student: cross entropy one, R-Drop one more, the adversarial step one, the teacher one without a gradient. Serving
-# costs what it cost before.
+# costs what it cost before. On several devices each takes rows of its own in every step, so that a batch is the sum over devices. Real files have no `wrong` and no `errorless` thoughts; those arms stop with a message.
 
 # %% tags=["page-only", "hide-input"]
 from transformers import BartForConditionalGeneration
@@ -2133,7 +2580,7 @@ size = describe(
 )  # fmt: skip
 state = size["weight_bytes"] + size["gradient_bytes"] + size["optimiser_bytes"]
 tokens = 1 + full.query_words + full.keyword_words + 5
-rows = full.steps * (2 * full.batch_size + 3 * full.extra)
+rows = full.devices * full.steps * (2 * full.batch_size + 3 * full.extra)
 hours = 6 * size["parameters"] * rows * tokens / (100e12 / 3) / 3600
 print(f"{codes_there:,} codes; {size['parameters'] / 1e6:.0f} M parameters,")
 print(
@@ -2149,7 +2596,7 @@ print(f"{full.steps:,} steps of distillation: about {hours:.0f} GPU-hours")
 # minisearch run 03 --profile full -p data DIR   # KuaiSearch files and DIR/thoughts.tsv (query, tab, keywords)
 # ```
 #
-# Nobody has run `small` or `full` yet; their columns are configuration.
+# Nobody has run `small` or `full` yet; their columns are configuration, and several devices are untried.
 
 # %% tags=["page-only", "hide-input"]
 pd.DataFrame(SearchSettings.table()).set_index("setting")

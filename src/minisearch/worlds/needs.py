@@ -1,9 +1,10 @@
 """Complex requests in the simulated shop: their words hide what is wanted, thoughts reveal it.
 
 A *need* is what a person has in mind: one or two senses, each a category and wanted values, and
-perhaps a value that is not wanted. It is worded in a dozen *forms*, which share no word that says
-what is meant. Thoughts stand for what a large language model writes about a query: a function of
-its text alone, with words left out and words that are wrong, and never of what was clicked.
+perhaps a value that is not wanted. It is worded in a dozen *forms*, none of which has a word of the
+catalogue or of an ordinary query. Thoughts stand for what a large language model writes about a
+query: a function of its text alone, with words left out and words that are wrong, and never of what
+was clicked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from minisearch.errors import InputError
 from minisearch.profiles import derive_seed
 from minisearch.records import Ragged
+from minisearch.text import words
 from minisearch.worlds.shop_catalogue import (
     ATTRIBUTES,
     BRAND,
@@ -24,6 +26,8 @@ from minisearch.worlds.shop_catalogue import (
     SUBTYPE,
     Goods,
     invented_names,
+    lexicon,
+    make_words,
     zipf,
 )
 from minisearch.worlds.shop_log import SLOTS, Events, act
@@ -31,13 +35,13 @@ from minisearch.worlds.shop_truth import Requests, ShopTruth, grade
 
 KINDS = ("negation", "question", "gift", "substitute", "ambiguous")
 _SAYINGS = {
-    "negation": ("anything but {}", "no more {} please", "not the {} sort", "never again {}"),
+    "negation": ("anything but {}", "enough of {} please", "not the {} sort", "never again {}"),
     "question": ("what helps with {}", "how to get through {}", "what do people use for {}"),
-    "gift": ("present for a {} person", "something for my {} friend", "surprise for {} fans"),
-    "substitute": ("instead of {}", "like {} but other", "cannot find {} any more"),
+    "gift": ("present for that {} person", "something for my {} friend", "surprise for {} fans"),
+    "substitute": ("instead of {}", "like {} but different", "cannot find {} any more"),
     "ambiguous": ("{}", "the {}", "{} thing"),
 }
-_ASIDES = ("again", "today", "for once", "as always", "this year", "at last")
+_ASIDES = ("again", "today", "for once", "as always", "these days", "at last")
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ class NeedsConfig:
     needs: int = 120
     forms: int = 12  # wordings of a need
     sessions: int = 16_000
-    test_sessions: int = 5000  # asked later, of an engine that understands
+    test_sessions: int = 1600  # asked later, of an engine that understands them all
     understood: float = 0.1  # share of the logged requests that the engine of the log understood
-    unseen: float = 0.1  # share of the forms that nobody used before the test
+    clarity: float = 1.5  # what a grade weighs in its ranking, in units of the ranking's noise
+    test_clarity: float = 6.0  # the same, for the engine of the test: relevant products come first
+    unseen: float = 0.15  # share of the forms that nobody used before the test
     shown: int = 20
 
     def __post_init__(self) -> None:
@@ -99,24 +105,32 @@ def make_needs(shop: ShopTruth, config: NeedsConfig) -> NeedsWorld:
     """Draw needs, their wordings, a log and later requests over the goods of a shop."""
     rng = np.random.default_rng(derive_seed(shop.world_seed, "needs"))
     needs = [_need(shop.goods, n % len(KINDS), rng) for n in range(config.needs)]
-    forms, need = _forms(needs, config, rng)
+    forms, need = _forms(needs, config, _catalogue_words(shop), rng)
     seen = rng.permutation(len(forms)) >= round(config.unseen * len(forms))
     odds = rng.permutation(zipf(len(forms), 0.5))
     asked = seen * odds / (seen * odds).sum()
     form = rng.choice(len(forms), config.sessions, p=asked)
-    log, _ = _traffic(shop, needs, forms, need, form, config.understood, config.shown, "log")
+    engine = _Engine(config.understood, config.clarity, config.shown)
+    log, _ = _traffic(shop, needs, forms, need, form, engine, "log")
     form = rng.choice(len(forms), config.test_sessions, p=odds)
-    test, truth = _traffic(shop, needs, forms, need, form, 1.0, config.shown, "test")
+    engine = _Engine(1.0, config.test_clarity, config.shown)
+    test, truth = _traffic(shop, needs, forms, need, form, engine, "test")
     return NeedsWorld(needs, forms, need, seen, log, test, truth)
 
 
 def _need(goods: Goods, kind: int, rng: np.random.Generator) -> Need:
-    """A need that at least five products meet; its values are those of a product there is."""
-    count = {"gift": 2, "ambiguous": 2}.get(KINDS[kind], 1)
+    """A need that at least five products meet; its values are those of a product there is.
+
+    Negations forbid a value of an attribute that is not asked for, substitutes forbid the brand of
+    the product itself.
+    """
+    name = KINDS[kind]
+    count = 1 + (name in ("gift", "ambiguous"))
     while True:
         senses, relevant = [], 0
         for row in rng.choice(len(goods.leaf), count, replace=False):
             values = goods.values[row].copy()
+            brand = int(values[BRAND])
             values[[BRAND, CATEGORY]] = NONE
             having = values[values != NONE]
             wanted = rng.choice(having, min(len(having), 1 + (count == 1)), replace=False)
@@ -124,19 +138,22 @@ def _need(goods: Goods, kind: int, rng: np.random.Generator) -> Need:
             relevant += int(meets(goods, *senses[-1]).sum())
         if len({leaf for leaf, _ in senses}) < count or not 5 <= relevant <= 60:
             continue
-        if KINDS[kind] != "negation":
+        if name not in ("negation", "substitute"):
             return Need(kind, tuple(senses))
-        (leaf, wanted) = senses[0]
-        inside = goods.values[goods.leaf == leaf]
-        taken = [int(goods.value_attribute[v]) for v in wanted]
-        choices = np.setdiff1d(np.arange(len(ATTRIBUTES)), [*taken, BRAND, CATEGORY, SUBTYPE])
-        names = [v for a in choices for v in inside[:, a][inside[:, a] != NONE]]
-        if names:
-            wanted = wanted[:1]
-            forbidden = int(rng.choice(names))
-            left = meets(goods, leaf, wanted, forbidden).sum()
-            if left >= 5:
-                return Need(kind, ((leaf, wanted),), forbidden)
+        leaf, wanted = senses[0]
+        forbidden = brand if name == "substitute" else _another(goods, leaf, wanted, rng)
+        wanted = wanted[: 1 + (name == "substitute")]
+        if forbidden != NONE and meets(goods, leaf, wanted, forbidden).sum() >= 5:
+            return Need(kind, ((leaf, wanted),), forbidden)
+
+
+def _another(goods: Goods, leaf: int, wanted: Sequence[int], rng: np.random.Generator) -> int:
+    """A value of the leaf, of an attribute that is not wanted: what a negation can forbid."""
+    inside = goods.values[goods.leaf == leaf]
+    taken = [int(goods.value_attribute[v]) for v in wanted]
+    choices = np.setdiff1d(np.arange(len(ATTRIBUTES)), [*taken, BRAND, CATEGORY, SUBTYPE])
+    names = [v for a in choices for v in inside[:, a][inside[:, a] != NONE]]
+    return int(rng.choice(names)) if names else NONE
 
 
 def meets(goods: Goods, leaf: int, wanted: Sequence[int], forbidden: int = NONE) -> np.ndarray:
@@ -149,13 +166,33 @@ def meets(goods: Goods, leaf: int, wanted: Sequence[int], forbidden: int = NONE)
     return np.asarray(found)
 
 
+def fulfils(goods: Goods, need: Need, items: np.ndarray) -> np.ndarray:
+    """Which products meet some sense of a need: truth, for evaluation. Shape: (P,) -> (P,) bool."""
+    found = [meets(goods, *sense, need.forbidden) for sense in need.senses]
+    return np.asarray(np.any(found, axis=0)[items])
+
+
+def _catalogue_words(shop: ShopTruth) -> set[str]:
+    """Every word of titles, brands, categories and ordinary queries."""
+    forms = make_words(shop.config, shop.world_seed).forms
+    texts = [text for spelled in forms for text in spelled] + list(shop.requests.query)
+    texts += [str(name) for name in (*shop.goods.value_name, *shop.goods.leaf_name)]
+    fillers = [*lexicon()["fillers"], *lexicon()["query_fillers"]]
+    return {word for text in texts + fillers for word in words(text)}
+
+
 def _forms(
-    needs: list[Need], config: NeedsConfig, rng: np.random.Generator
+    needs: list[Need], config: NeedsConfig, taken: set[str], rng: np.random.Generator
 ) -> tuple[list[str], np.ndarray]:
-    """Wordings: a saying of the kind around a name that nobody else uses, half with an aside."""
-    names = invented_names(rng, config.needs * config.forms)
+    """Wordings: a saying of the kind around a name that nobody else uses, half with an aside.
+
+    Brands are names of the same making, so that those of the catalogue must be left out.
+    """
+    count, names = config.needs * config.forms, list[str]()
+    while len(names) < count:
+        names += [n for n in invented_names(rng, count) if n not in taken and n not in names]
     forms, number = [], np.repeat(np.arange(config.needs), config.forms)
-    for name, n in zip(names, number, strict=True):
+    for name, n in zip(names, number, strict=False):
         sayings = _SAYINGS[KINDS[needs[n].kind]]
         text = sayings[rng.integers(len(sayings))].format(name)
         if rng.random() < 0.5:
@@ -164,9 +201,18 @@ def _forms(
     return forms, number
 
 
+@dataclass(frozen=True)
+class _Engine:
+    """How requests are answered: whose are understood, how sharply, and how long lists are."""
+
+    understood: float
+    clarity: float
+    shown: int
+
+
 def _traffic(
     shop: ShopTruth, needs: list[Need], forms: list[str], need: np.ndarray, form: np.ndarray,
-    understood: float, shown: int, name: str,
+    engine: _Engine, name: str,
 ) -> tuple[Traffic, ShopTruth]:  # fmt: skip
     """Requests for forms, what the engine showed, what people clicked and ordered."""
     rng = np.random.default_rng(derive_seed(shop.world_seed, "complex", name))
@@ -186,7 +232,7 @@ def _traffic(
     config = replace(shop.config, sessions=max(count, shop.config.users))
     ids = 10_000_000 + 1_000_000 * (name == "test") + np.arange(count)
     truth = replace(shop, config=config, requests=requests, session_id=ids)
-    events = _show(truth, rng.random(count) < understood, shown, rng)
+    events = _show(truth, rng.random(count) < engine.understood, engine, rng)
     act(truth, events)
     lists = [
         Ragged.from_pairs(events.session[kept], events.item[kept], count)
@@ -195,9 +241,11 @@ def _traffic(
     return Traffic(list(requests.query), form, user, *lists), truth
 
 
-def _show(truth: ShopTruth, understood: np.ndarray, shown: int, rng: np.random.Generator) -> Events:
+def _show(
+    truth: ShopTruth, understood: np.ndarray, engine: _Engine, rng: np.random.Generator
+) -> Events:
     """The relevant products to those whose request was understood, popular ones to the others."""
-    goods, parts = truth.goods, []
+    goods, parts, shown = truth.goods, [], engine.shown
     base = 0.3 * np.log(goods.demand).astype(np.float32)
     every = np.arange(len(goods.leaf))
     for rows in np.array_split(np.arange(len(understood)), 1 + len(understood) // 500):
@@ -205,7 +253,7 @@ def _show(truth: ShopTruth, understood: np.ndarray, shown: int, rng: np.random.G
         score = base - np.log(waits + 1e-30)  # -log Exp(1) is Gumbel
         clear = np.flatnonzero(understood[rows])
         pairs = np.repeat(rows[clear], len(every)), np.tile(every, len(clear))
-        score[clear] += 1.5 * grade(truth, *pairs).reshape(len(clear), -1)
+        score[clear] += engine.clarity * grade(truth, *pairs).reshape(len(clear), -1)
         best = np.argpartition(-score, shown, axis=1)[:, :shown]
         order = np.argsort(-np.take_along_axis(score, best, 1), axis=1, kind="stable")
         parts.append(np.take_along_axis(best, order, 1))
@@ -222,37 +270,45 @@ def _show(truth: ShopTruth, understood: np.ndarray, shown: int, rng: np.random.G
 
 @dataclass(frozen=True)
 class Thinker:
-    """Writes keywords about queries: a stand-in for a large language model, with two dials.
+    """Writes keywords about queries: a stand-in for a large language model, with three dials.
+
+    Turning `noise` or `drop` up keeps the errors there are and adds others.
 
     Args:
         noise: chance that a word is replaced by one of the catalogue's.
         drop: chance that a word is left out.
+        common: share of the words whose error, if any, is the same for all wordings of a need, as
+            a misunderstanding would be; for the others each wording has luck of its own.
     """
 
     goods: Goods
     meaning: dict[str, Need]  # of each query that it knows
     noise: float = 0.1
     drop: float = 0.1
+    common: float = 0.5
 
     def __call__(self, query: str) -> list[str]:
         """The keywords, the same ones each time; none for a query that it knows nothing of."""
         if query not in self.meaning:
             return []
-        seed = derive_seed(0, "thought", self.noise, self.drop, query)
-        rng, need, found = np.random.default_rng(seed), self.meaning[query], []
+        need, found = self.meaning[query], []
+        own, shared = (
+            np.random.default_rng(derive_seed(0, "thought", name)) for name in (query, need)
+        )
         for word in self._words(need):
-            kept, wrong = rng.random(2)
-            other = str(rng.choice(self.goods.value_name))
+            draws = own.random(4), shared.random(4)
+            kept, wrong, place, _ = draws[int(draws[1][3] < self.common)]
+            other = str(self.goods.value_name[int(place * len(self.goods.value_name))])
             if kept >= self.drop:
                 found.append(other if wrong < self.noise else word)
         return list(dict.fromkeys(found))
 
     def _words(self, need: Need) -> list[str]:
-        """Category and values of each sense; for a value not wanted, two others there are."""
+        """Category and values of each sense; for a negation two values that may be had instead."""
         goods, found = self.goods, []
         for leaf, values in need.senses:
             found += [str(goods.leaf_name[leaf]), *(str(goods.value_name[v]) for v in values)]
-            if need.forbidden != NONE:
+            if need.kind == KINDS.index("negation"):
                 column = goods.values[goods.leaf == leaf, goods.value_attribute[need.forbidden]]
                 column = column[(column != NONE) & (column != need.forbidden)]
                 names, counts = np.unique(column, return_counts=True)
@@ -280,49 +336,3 @@ def product_keywords(shop: ShopTruth, listed: float = 0.8) -> list[list[str]]:
     kept[:, CATEGORY] = goods.values[:, CATEGORY] != NONE
     return [[str(goods.value_name[v]) for v in row[keep]]
             for row, keep in zip(goods.values, kept, strict=True)]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Judge:
-    """An existing relevance model: grades of a query and a product, some of them a step off.
-
-    3: category and all values of a sense, and not what is not wanted; 2: the category and not all;
-    1: the category with the value not wanted; 0: another category. The best sense counts.
-
-    Args:
-        noise: share of grades that are a step off, the same ones whenever they are asked for.
-    """
-
-    goods: Goods
-    meaning: dict[str, Need]
-    noise: float = 0.1
-
-    def __call__(self, queries: Sequence[str], items: np.ndarray) -> np.ndarray:
-        """Shape: P queries, items (P,) rows -> (P,) int, 0 for a query that nobody knows."""
-        items = np.asarray(items)
-        grades = np.zeros(len(items), dtype=np.int64)
-        asked = np.array(list(queries), dtype=object)
-        for query in dict.fromkeys(queries):
-            if query in self.meaning:
-                rows = np.flatnonzero(asked == query)
-                grades[rows] = self._grades(self.meaning[query], items[rows])
-        draw = np.random.default_rng(derive_seed(0, "judge")).random(1 << 16)
-        place = [
-            derive_seed(item, query) % (1 << 16) for query, item in zip(asked, items, strict=True)
-        ]
-        slip = np.where(draw[place] < self.noise / 2, 1, 0) - np.where(
-            draw[place] > 1 - self.noise / 2, 1, 0
-        )
-        return np.clip(grades + slip, 0, 3)
-
-    def _grades(self, need: Need, items: np.ndarray) -> np.ndarray:
-        goods, best = self.goods, np.zeros(len(items), dtype=np.int64)
-        values = goods.values[items]
-        for leaf, wanted in need.senses:
-            has = [values[:, goods.value_attribute[v]] == v for v in wanted]
-            grade_of = np.where(np.all([np.ones(len(items), bool), *has], axis=0), 3, 2)
-            if need.forbidden != NONE:
-                column = goods.value_attribute[need.forbidden]
-                grade_of = np.where(values[:, column] == need.forbidden, 1, grade_of)
-            best = np.maximum(best, np.where(goods.leaf[items] == leaf, grade_of, 0))
-        return best
