@@ -648,8 +648,7 @@ class Retriever(nn.Module):
 
     def __init__(self, alphabet: Alphabet) -> None:
         super().__init__()
-        size = len(alphabet)
-        self.seq2seq = Seq2Seq(bart_config(size), size)
+        self.seq2seq = Seq2Seq(bart_config(len(alphabet)), len(alphabet))
         self.first = int(alphabet.first[0])
         places = Places(
             1 + settings.query_words, settings.keyword_words, settings.width
@@ -1231,6 +1230,10 @@ def train(
 
 
 # %%
+ALIGNMENT = ("rl_steps", "rl_rate", "prompts", "group", "anchor", "beam_width", "k")
+ARMS = ("steps", "rate", "temperature")  # settings that a base does not depend on
+
+
 def key_of(name: str) -> dict:
     """All that the weights of a kept model depend on."""
     task, (queries, rows) = shop.direct, shop.complex_clicks
@@ -1241,7 +1244,9 @@ def key_of(name: str) -> dict:
     )  # fmt: skip
     key = {"name": name, "world": world_seed, "init": init_seed, "digest": digest}
     key["code"] = code_key(chapters.find("03"))
-    return key | {"settings": json.loads(json.dumps(asdict(settings)))}
+    later = ALIGNMENT + (ARMS if name.startswith("base") else ())
+    used = {n: value for n, value in asdict(settings).items() if n not in later}
+    return key | {"settings": json.loads(json.dumps(used))}
 
 
 def digest_of(*parts: object) -> str:
@@ -1261,9 +1266,9 @@ def stored(name: str, model: Retriever, plan: Plan, train_seed: int) -> Retrieve
     Weights are kept in half precision and read back, so that all three ways end alike.
     """
     key, shipped = key_of(name), ASSETS / "needs_0" / f"{name}.safetensors"
-    usual = profile == "toy" and not (
-        data or fresh or world_seed or init_seed or steps or rate or noise >= 0
-    )
+    changed = data or fresh or world_seed or init_seed or noise >= 0
+    changed = changed or (not name.startswith("base") and (steps or rate))
+    usual = profile == "toy" and not changed
     if usual and shipped.is_file():
         with safe_open(shipped, "pt") as file:
             if file.metadata()["digest"] == key["digest"]:

@@ -1,16 +1,15 @@
 """Train what chapter 3 starts from in shop 0, and ship it with the package.
 
-    python data_scripts/pretrain_needs.py      # about four minutes of one CPU core
+    python data_scripts/pretrain_needs.py      # about three minutes of one CPU core
 
-The base model, which has learnt to answer with and without keywords, and the distilled model from
-which alignment starts. What is trained, and how, are the chapter's own definitions. Everything
-follows from the two seeds, both 0.
+The base model, which has learnt to answer with and without keywords and to write them, and the
+distilled model from which alignment starts. What is trained, and how, are the chapter's own
+definitions. Everything follows from the two seeds, both 0.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,7 @@ from minisearch import chapters
 from minisearch.models.generative import Alphabet
 from minisearch.models.lm import ASSETS
 from minisearch.profiles import quiet, use_threads
-from minisearch.storage import atomic_write, build_dir
+from minisearch.storage import atomic_write, cached
 
 FOLDER = ASSETS / "needs_0"
 MODELS = ("base", "distilled")
@@ -34,7 +33,7 @@ def prepared() -> ModuleType:
     use_threads(settings.threads)
     vars(chapter).update(
         profile="toy", world_seed=0, init_seed=0, seed=0, data="", noise=-1.0, fresh=True, steps=0,
-        settings=settings,
+        rate=0.0, rl_rate=0.0, settings=settings,
     )  # fmt: skip
     chapter.shop = chapter.simulated_shop(0)
     chapter.space = chapter.make_space(chapter.shop)
@@ -46,18 +45,20 @@ def prepared() -> ModuleType:
 
 
 def train_all(chapter: ModuleType) -> dict[str, Path]:
-    """Train, or find in the cache of this checkout, both models; their paths."""
+    """Train both models, or find them in the cache of this checkout; their paths.
+
+    The cache knows a model by its settings, its data, and the source of the chapter and of all that
+    it imports, so that what an earlier version left behind is never taken.
+    """
     chapter.distilled_model()
-    wanted = {"world": 0, "init": 0, "recipe": chapter.RECIPE}
-    found = {}
-    for path in sorted((build_dir() / "cache" / "onesearch").glob("*/key.json")):
-        key = json.loads(path.read_text("utf-8"))
-        usual = key["settings"]["profile"] == "toy"
-        if usual and {name: key[name] for name in wanted} == wanted:
-            if key["name"] in found:
-                raise SystemExit(f"two kept versions of {key['name']}; delete {path.parents[1]}")
-            found[key["name"]] = path.parent / "weights.safetensors"
-    return {name: found[name] for name in MODELS}
+    return {
+        name: cached("onesearch", chapter.key_of(name), _absent) / "weights.safetensors"
+        for name in MODELS
+    }
+
+
+def _absent(folder: Path) -> None:
+    raise SystemExit(f"{folder} should have been filled by the training before")
 
 
 def model_card(files: dict[str, Path]) -> str:
@@ -71,12 +72,12 @@ def model_card(files: dict[str, Path]) -> str:
 
 Weights in half precision for the simulated shop of `world_seed` 0 at the toy profile of chapter 3,
 and of use for nothing else. `base` is a BART of .4 million parameters that has learnt to write the
-identifier of a clicked product from a query, and from a query with keywords. `distilled` went on
-from it by the chapter's main arm. Both follow from seed 0.
+identifier of a clicked product from a query, from a query with keywords, and the keywords from the
+query. `distilled` went on from it by the chapter's main arm. Both follow from seed 0.
 
 Made by `python data_scripts/pretrain_needs.py`. Licence: MIT, as the code. Each file names the data
-it was made for (a digest of identifiers, vocabulary and clicks); on a machine that makes others
-from the same seed the chapter trains its own. What the arms can do stands on the card of chapter 3.
+it was made for (a digest of identifiers, words, clicks and thoughts). On a machine that makes
+others from the same seed the chapter trains its own. What the arms can do stands on the card of chapter 3.
 
 | file | size | SHA-256 |
 |---|---|---|

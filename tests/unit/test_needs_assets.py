@@ -36,7 +36,8 @@ def test_the_chapter_takes_the_shipped_models(monkeypatch):
     """Where identifiers, vocabulary and clicks are the shop's, nothing is trained."""
     page = chapters.load("03_onesearch_v2")
     values = {"profile": "toy", "world_seed": 0, "init_seed": 0, "data": "", "fresh": False}
-    values |= {"noise": -1.0, "steps": 0, "settings": page.SearchSettings.of("toy")}
+    values |= {"noise": -1.0, "steps": 0, "rate": 0.0, "rl_rate": 0.0}
+    values["settings"] = page.SearchSettings.of("toy")
     for name, value in values.items():
         monkeypatch.setattr(page, name, value, raising=False)
     monkeypatch.setattr(page, "shop", page.simulated_shop(0), raising=False)
