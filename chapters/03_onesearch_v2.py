@@ -1473,9 +1473,9 @@ class Prompts:
 # %%
 def make_prompts() -> Prompts:
     """The complex queries of the log that have a click, and as many direct ones."""
-    hard = list(dict.fromkeys(shop.complex_clicks[0]))
-    easy = list(dict.fromkeys(shop.direct.train_queries))[: len(hard)]
-    queries = list(dict.fromkeys([*hard, *easy]))
+    said = list(dict.fromkeys(shop.complex_clicks[0]))
+    direct = list(dict.fromkeys(shop.direct.train_queries))[: len(said)]
+    queries = list(dict.fromkeys([*said, *direct]))
     draw = np.random.default_rng(derive_seed(world_seed, "refused"))
     targets = torch.full((len(queries), 8, identifiers.shape[1]), -1)
     refused, level = np.empty((len(queries), 8), int), np.zeros((len(queries), 8))
@@ -1514,7 +1514,8 @@ def thought_words(query: str) -> tuple[frozenset[str], ...]:
 
 def relevance(query: str, item: int) -> int:
     """The existing relevance model: keywords of the thought that the product has, at most 3."""
-    return min(3, sum(said <= product_words()[item] for said in thought_words(query)))
+    known = product_words()[item]
+    return min(3, sum(bool(said) and said <= known for said in thought_words(query)))
 
 
 def value_of(query: str, item: int, kind: str) -> float:
@@ -1606,7 +1607,8 @@ def policy_loss(
         advantage, gate = tpma_terms(plan, rollouts, targets, item)
     logs = log_chances(model, many, written).view_as(rollouts)
     ratio = (logs - logs.detach()).exp()  # one step a batch: the old policy is this one
-    valid = torch.from_numpy(trie.find(written.cpu().numpy()) >= 0).float().mean()
+    there = trie.find(written.cpu().numpy()) >= 0
+    valid = reward.new_tensor(there.mean())
     match = (rollouts[:, :, None] == targets[:, None]).any(2).float().mean((0, 1))
     curves = {f"matched {n + 1}": share for n, share in enumerate(match)}
     curves |= {"reward": reward.mean(), "valid": valid}
@@ -1898,7 +1900,9 @@ def mean_of(values: np.ndarray) -> float:
 
 
 # %%
-RANKED, MODELS, HISTORIES = {}, {}, {}  # of this page, by arm
+RANKED = {}  # lists for complex requests, by arm of this page
+MODELS = {}
+HISTORIES = {}
 LABELLED = ("hr@10", "clicks")  # what is recorded of every segment
 
 

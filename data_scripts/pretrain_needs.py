@@ -77,7 +77,8 @@ query. `distilled` went on from it by the chapter's main arm. Both follow from s
 
 Made by `python data_scripts/pretrain_needs.py`. Licence: MIT, as the code. Each file names the data
 it was made for (a digest of identifiers, words, clicks and thoughts). On a machine that makes
-others from the same seed the chapter trains its own. What the arms can do stands on the card of chapter 3.
+others from the same seed the chapter trains its own. What the arms can do stands on the card of
+chapter 3.
 
 | file | size | SHA-256 |
 |---|---|---|

@@ -24,6 +24,10 @@ from minisearch.worlds.shop_truth import grade
 from minisearch.worlds.stored import open_truth
 
 CHAPTER = "03_onesearch_v2"
+SHOP = ShopConfig(  # that of the chapter at smoke
+    items=300, sessions=1500, users=200, leaves=24, rank_share=0.0, relevance_pairs=100,
+    query_mix=(0.27, 0.13, 0.38, 0.22, 0.0, 0.0, 0.0), click_bias=1.15,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,7 @@ def page(tmp_path_factory):
         settings = chapter.SearchSettings.of("smoke")
         put(profile="smoke", seed=7, world_seed=0, init_seed=0, data="", noise=-1.0)
         put(fresh=False, steps=0, rate=0.0, rl_rate=0.0, settings=settings)
+        put(RANKED={}, MODELS={}, HISTORIES={})
         forget(chapter)
         put(shop=chapter.simulated_shop(0))
         shop = chapter.shop
@@ -227,11 +232,7 @@ def test_dials_of_thoughts(world, think):
 
 def test_a_thought_never_changes_with_the_clicks(page, world):
     """Another log over the same needs: other clicks, equal thoughts."""
-    config = ShopConfig(
-        items=300, sessions=1500, users=200, leaves=24, rank_share=0.0, relevance_pairs=100,
-        query_mix=(0.27, 0.13, 0.38, 0.22, 0.0, 0.0, 0.0), click_bias=1.15,
-    )  # fmt: skip
-    truth = open_truth(config, 0)
+    truth = open_truth(SHOP, 0)
     other = needs.make_needs(truth, needs.NeedsConfig(10, 12, 250, 60, understood=1.0))
     assert other.forms == world.forms
     assert len(other.log.clicked.values) != len(world.log.clicked.values)
@@ -931,10 +932,12 @@ def test_the_relevance_model_is_no_oracle(page, world):
     for form, n in zip(world.forms, world.need, strict=True):
         met = needs.fulfils(goods, world.needs[n], every)
         grades = np.array([page.relevance(form, item) for item in every])
-        right.append((grades[met].mean(), grades[~met].mean(), grades.max() > grades[met].max()))
-    met, others, missed = np.mean(right, axis=0)
+        right.append(
+            (grades[met].mean(), grades[~met].mean(), grades[~met].max() > grades[met].min())
+        )
+    met, others, mistaken = np.mean(right, axis=0)
     assert met > others + 1
-    assert missed > 0
+    assert mistaken > 0.1  # some product that is not wanted is graded above one that is
 
 
 def test_rewards_of_products_by_hand(page, monkeypatch):
@@ -1030,20 +1033,21 @@ def test_preference_by_hand_away_from_the_reference(page, model):
     assert swapped.item() != pytest.approx(by_hand, abs=1e-3)
 
 
-@pytest.fixture(scope="module")
-def anchored(page):
-    model = page.new_model(0)
-    page.align(model, page.Alignment(kind="none"), 3)
-    return model.bart.model.shared.weight.detach()
+@pytest.fixture
+def larger(page, monkeypatch):
+    """Groups that hold identifiers of products: one in thirty combinations is one."""
+    monkeypatch.setattr(page, "settings", replace(page.settings, prompts=16, group=16))
 
 
-@pytest.mark.parametrize("name", sorted(chapters.load(CHAPTER).ALIGNED))
-def test_every_alignment_does_more_than_its_anchor(page, anchored, name):
-    model = page.new_model(0)
-    history = page.align(model, page.Alignment(**page.ALIGNED[name]), 3)
-    assert np.isfinite(history.column("loss")[1]).all()
-    same = torch.equal(model.bart.model.shared.weight, anchored)
-    assert same == (name == "anchor")
+@pytest.mark.parametrize("name", sorted(set(chapters.load(CHAPTER).ALIGNED) - {"anchor"}))
+def test_every_alignment_does_more_than_its_anchor_and_what_no_other_does(page, larger, name):
+    tables = []
+    for plan in (page.Alignment(**page.ALIGNED[name]), page.Alignment(kind="none")):
+        model = page.new_model(0)
+        history = page.align(model, plan, 3)
+        assert np.isfinite(history.column("loss")[1]).all()
+        tables.append(model.bart.model.shared.weight)
+    assert not torch.equal(*tables)
     assert sum(plan == page.ALIGNED[name] for plan in page.ALIGNED.values()) == 1
 
 
@@ -1282,13 +1286,14 @@ def test_a_reading_looks_at_the_period_before_and_at_the_margin():
     assert ratio(0.01, 0.05).reading(0.02) == "up"
 
 
-def test_better_lists_win_the_experiment_and_nothing_wins_before_it(page, world):
-    truth, goods = world.truth, page.shop.think.goods
+def test_better_lists_win_the_experiment_and_nothing_wins_before_it(page):
+    shop = open_truth(SHOP, 0)
+    world = needs.make_needs(shop, needs.NeedsConfig(10, 12, 100, 1500))
+    truth, goods = world.truth, shop.goods
     every = np.arange(len(truth.item_id))
     best = np.stack([
-        np.argsort(~needs.fulfils(goods, world.needs[n], every), kind="stable")[:10]
-        for n in world.need[world.test.form]
-    ])  # fmt: skip
+        np.argsort(~needs.fulfils(goods, need, every), kind="stable")[:10] for need in world.needs
+    ])[world.need[world.test.form]]  # fmt: skip
     draw = np.random.default_rng(0)
     poor = draw.integers(len(truth.item_id), size=best.shape)
     lists = truth.item_id[poor], truth.item_id[best]
@@ -1297,14 +1302,16 @@ def test_better_lists_win_the_experiment_and_nothing_wins_before_it(page, world)
     names = {"item CTR", "clicks a request", "orders a request", "relevant share of views"}
     assert all(set(ratios) == names for ratios in found.values())
     before = found["A/A"]["item CTR"]
+    assert before.low < 0 < before.high
     assert found["A/B"]["item CTR"].reading(0.02, before) == "up"
     assert found["twins"]["item CTR"].reading(0.02) == "up"
-    assert found["A/A"]["item CTR"].low < 0 < found["A/A"]["item CTR"].high
-    width = {name: r["relevant share of views"].high - r["relevant share of views"].low
-             for name, r in found.items() if name != "A/A"}  # fmt: skip
-    assert width["twins"] < width["A/B"]
+    half = draw.random(poor.shape) < 0.1  # lists that differ a little
+    mixed = np.where(half, lists[1], lists[0])
+    found = online.experiment(truth, truth.session_id, lists[0], mixed, 0)
+    width = {name: r["item CTR"].high - r["item CTR"].low for name, r in found.items()}
+    assert width["twins"] < 0.7 * width["A/B"]
     unchanged = online.experiment(truth, truth.session_id, lists[0], lists[0], 0)["twins"]
-    assert all(ratio.lift == 0 or np.isnan(ratio.lift) for ratio in unchanged.values())
+    assert all(ratio.lift == 0 for ratio in unchanged.values())
 
 
 # -- what is measured ----------------------------------------------------------------------------
