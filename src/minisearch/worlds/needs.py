@@ -133,8 +133,8 @@ def _need(goods: Goods, kind: int, rng: np.random.Generator) -> Need:
             brand = int(values[BRAND])
             values[[BRAND, CATEGORY]] = NONE
             having = values[values != NONE]
-            wanted = rng.choice(having, min(len(having), 1 + (count == 1)), replace=False)
-            senses.append((int(goods.leaf[row]), tuple(wanted.tolist())))
+            drawn = rng.choice(having, min(len(having), 1 + (count == 1)), replace=False)
+            senses.append((int(goods.leaf[row]), tuple(drawn.tolist())))
             relevant += int(meets(goods, *senses[-1]).sum())
         if len({leaf for leaf, _ in senses}) < count or not 5 <= relevant <= 60:
             continue
