@@ -187,8 +187,8 @@ class WorldSettings(Settings):
     direct: int = dial(1500, 16_000, 70_000, 0, source="ours; direct requests")
     needs: int = dial(10, 120, 400, 0, source="ours; things people have in mind")
     complex: int = dial(600, 16_000, 60_000, 0, source="a third of page views; ours")
-    test_complex: int = dial(60, 1600, 6000, 20_000, source="30,000 page views; ours")
-    test_direct: int = dial(20, 1000, 3000, 10_000, source="ours; direct requests")
+    test_complex: int = dial(60, 1200, 6000, 20_000, source="30,000 page views; ours")
+    test_direct: int = dial(20, 600, 3000, 10_000, source="ours; direct requests")
     noise: float = dial(0.1, 0.1, 0.1, 0.0, source="ours; wrong words in thoughts")
     drop: float = dial(0.1, 0.1, 0.1, 0.0, source="ours; words left out of thoughts")
 
@@ -218,7 +218,8 @@ class ModelSettings(WorldSettings):
         *[2 / 3] * 4, source="ours; of them in the keywords' place"
     )
     blind: float = dial(*[0.5] * 4, source="ours; rows of CE(T) without the query")
-    writing: int = dial(2, 16, 32, 32, source="ours; rows that write keywords")
+    spelled: float = dial(0.1, 0.1, 0.1, 0.1, source="ours; names as if unheard")
+    writing: int = dial(2, 16, 32, 32, source="ours; rows of the base that write")
 
 
 # %%
@@ -226,7 +227,7 @@ class ModelSettings(WorldSettings):
 class SearchSettings(ModelSettings):
     """What arms do after the base, and how they are judged."""
 
-    steps: int = dial(4, 500, 5000, 20_000, source="10 epochs (release); ours")
+    steps: int = dial(4, 400, 5000, 20_000, source="10 epochs (release); ours")
     rate: float = dial(1e-3, 1e-3, 2e-4, 1e-4, source="1e-4 (release); ours")
     extra: int = dial(4, 48, 96, 32, source="ours; complex requests a step")
     temperature: float = dial(1.0, 1.0, 1.0, 1.0, source="1.0")
@@ -236,7 +237,7 @@ class SearchSettings(ModelSettings):
     prompts: int = dial(4, 32, 64, 32, source="256, over 8 devices; ours")
     group: int = dial(4, 8, 8, 4, source="4 (release); ours")
     anchor: float = dial(0.1, 0.1, 0.1, 0.1, source="0.1 (release); weight of CE")
-    beam_width: int = dial(10, 50, 100, 512, source="512; ours")
+    beam_width: int = dial(10, 32, 100, 512, source="512; ours")
     k: int = dial(10, 10, 10, 10, source="10")
 
 
@@ -738,9 +739,48 @@ record.check("the order of keywords does not matter", gap < 1e-4, f"{gap:.1e}")
 print(f"keywords change logits by up to {(informed - student).abs().max():.2f}")
 
 # %% [markdown]
-# A wording that no request of the log had is spelled in pieces of three letters. No step of training ever reads such a piece, as all words of the log are known whole; its vector stays
-# short. A name that means nothing elsewhere has nothing to tell in any case.
-#
+# A wording that no request of the log had has a name that is not in the vocabulary; it is spelled in pieces of three letters. Words of the log are all known whole, so that pieces would never be trained.
+# A tenth of the rows of complex requests therefore spell their name as if it were unheard. It has nothing to tell either way, but the model must have seen that a name can be of no use.
+
+
+# %%
+@cache
+def names() -> set[str]:
+    """Words that stand in one complex query of the log and have no vector."""
+    texts = dict.fromkeys(shop.traffic)
+    counts = Counter(word for text in texts for word in set(words(text)))
+    vectors, ids_of = space.word_vectors, space.vocabulary.ids_of
+    return {
+        w for w, n in counts.items() if n == 1 and not vectors[list(ids_of(w))].any()
+    }
+
+
+def spelled_out(query: str) -> list[int]:
+    """Tokens of a query whose name is spelled in pieces, as that of an unheard one is."""
+    vocabulary, found = space.vocabulary, []
+    pieces = Vocabulary((), vocabulary.pieces)
+    for word in words(query):
+        if word in names():
+            more = vocabulary.first_piece - pieces.first_piece
+            found += [number + more for number in pieces.ids_of(word)]
+        else:
+            found += vocabulary.ids_of(word)
+    return found[: settings.query_words]
+
+
+def with_names_spelled(
+    source: Tensor, queries: Sequence[str], rows: np.ndarray
+) -> Tensor:
+    """Sources, some of them with the name in pieces. Shape: (n, S), rows (m,) -> (n, S)."""
+    source = source.clone()
+    for row in rows.tolist():
+        tokens = torch.tensor(spelled_out(queries[row]))
+        source[row, 1 : 1 + settings.query_words] = PAD
+        source[row, 1 : 1 + len(tokens)] = tokens
+    return source
+
+
+# %% [markdown]
 # ## Step 4: what distillation minimises
 #
 # The teacher's distribution at every position of the identifier is the target of the student's {cite:p}`hinton`:
@@ -832,7 +872,7 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # The paper has four such keyword tasks in its first stage; two of them need the user, and one an identifier of the query, which ours has not.
 #
 # Printed, the loss of self-distillation is cross entropy plus $0.1$ times the divergence, on clicked pairs. Along a clicked pair the student is told the answer anyway. Where there is *no* click,
-# nobody else tells it anything. Requests without a click are the greater part by far, each of
+# cross entropy names no product at all. Requests without a click are the greater part by far, each of
 # them has a thought, and the teacher can be asked what it would write. So our main arm, `distilled`, departs from the recipe:
 #
 # * the divergence is taken on all complex requests of the log, along identifiers that the teacher samples, with $\alpha = 1$;
@@ -840,7 +880,8 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 #
 # A gain could come from the data alone: an arm that sees 48 complex requests more a step than its baseline leans towards complex requests. So the baseline,
 # `extra`, gets 48 more *clicked* complex pairs a step, and so does every other arm but `plain`. `extra_double` gets 96. And as CE(T) is one more loss on the same rows,
-# `teacher_only` has it without the divergence: what separates it from `distilled` is the divergence alone.
+# `teacher_only` has it without the divergence: what separates it from `distilled` is the divergence alone. Last, thoughts can be learnt from without any teacher:
+# `keyword_task` goes on writing the keywords of the very requests that `distilled` reads.
 #
 # | arm | what it does in its steps, all from one base |
 # |---|---|
@@ -857,7 +898,7 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # | `hard` | the teacher's likeliest identifier as label, no divergence |
 # | `same_input` | the teacher of the divergence reads no keywords |
 # | `smoothed` | `extra` with label smoothing .1 |
-# | `keyword_task` | `extra`, and the task of writing keywords goes on |
+# | `keyword_task` | `extra`, and writing the keywords of the same 48 requests: thoughts without a teacher |
 # | `writes_first` | `keyword_task` and CE(T); writes keywords, reads them, then answers: two passes |
 # | `printed` | the printed recipe, with all regularisers |
 # | `wrong` | `distilled`, every keyword wrong, from a base that learnt with such keywords |
@@ -882,7 +923,7 @@ class Plan:
     fgm: float = 0.0
     focal: bool = False
     smoothing: float = 0.0
-    writes: bool = False  # the task of writing keywords
+    writes: str = ""  # keywords of "traffic", or of "writing", fewer requests
     first: bool = False  # at the test: writes keywords, reads them, then answers
     longer: float = 1.0
 
@@ -894,7 +935,7 @@ CHANGES = {
     "plain": {"extra": 0},
     "extra": {},
     "extra_double": {"extra": 2},
-    "extra_longer": {"longer": 2.5},
+    "extra_longer": {"longer": 2.75},
     "teacher_only": {"teacher": True},
     "distilled": OURS,
     "distilled_blank": OURS | {"prompt": "keywords"},
@@ -907,8 +948,8 @@ CHANGES = {
     "hard": OURS | {"hard": True},
     "same_input": OURS | {"prompt": "query"},
     "smoothed": {"smoothing": 0.1},
-    "keyword_task": {"writes": True},
-    "writes_first": {"teacher": True, "writes": True, "first": True},
+    "keyword_task": {"writes": "traffic"},
+    "writes_first": {"teacher": True, "writes": "traffic", "first": True},
     "printed": PRINTED,
     "wrong": OURS | {"reads": "wrong"},
     "leaking": OURS | {"guided": "clicks", "reads": "leaking"},
@@ -953,10 +994,12 @@ def query_rows(queries: Sequence[str], items: np.ndarray | None, reads: str) -> 
         keywords = [
             found + title for found, title in zip(keywords, titles, strict=True)
         ]
-    rows = np.zeros((len(queries), identifiers.shape[1]), dtype=np.int64)
-    target = rows if items is None else identifiers[items]
-    student = sources(queries)
-    return Rows(student, sources(queries, keywords), torch.from_numpy(target))
+    nothing = np.zeros((len(queries), identifiers.shape[1]), dtype=np.int64)
+    target = torch.from_numpy(nothing if items is None else identifiers[items])
+    draw = np.random.default_rng(derive_seed(init_seed, "spelled", len(queries)))
+    rows = np.flatnonzero(draw.random(len(queries)) < settings.spelled)
+    both = (sources(queries), sources(queries, keywords))
+    return Rows(*(with_names_spelled(each, queries, rows) for each in both), target)
 
 
 def keywords_for(queries: Sequence[str], reads: str) -> list[list[str]]:
@@ -1083,7 +1126,7 @@ class Training(Module):
         if plan.teacher:
             total = total + taught(model, rows)
         if plan.writes:
-            asked = self.rows["traffic"].taken(batch["writing"][0])
+            asked = self.rows["traffic"].taken(batch[plan.writes][0])
             parts["writing"] = writing = writes(model, asked)
             total = total + 0.5 * writing
         return {"loss": total} | {name: value.detach() for name, value in parts.items()}
@@ -1236,17 +1279,24 @@ ARMS = ("steps", "rate", "temperature")  # settings that a base does not depend 
 
 def key_of(name: str) -> dict:
     """All that the weights of a kept model depend on."""
+    digest, code = origin()
+    key = {"name": name, "world": world_seed, "init": init_seed}
+    key |= {"digest": digest, "code": code}
+    later = ALIGNMENT + (ARMS if name.startswith("base") else ())
+    used = {n: value for n, value in asdict(settings).items() if n not in later}
+    return key | {"settings": json.loads(json.dumps(used))}
+
+
+@cache
+def origin() -> tuple[str, str]:
+    """Hashes of the data, thoughts included, and of the code that training runs."""
     task, (queries, rows) = shop.direct, shop.complex_clicks
     thoughts = [shop.thoughts(said) for said in (task.train_queries, shop.traffic)]
     digest = digest_of(
         identifiers, space.vocabulary.frequent, shop.texts, shop.keywords, queries, rows,
         task.train_queries, task.train_rows, shop.traffic, thoughts,
     )  # fmt: skip
-    key = {"name": name, "world": world_seed, "init": init_seed, "digest": digest}
-    key["code"] = code_key(chapters.find("03"))
-    later = ALIGNMENT + (ARMS if name.startswith("base") else ())
-    used = {n: value for n, value in asdict(settings).items() if n not in later}
-    return key | {"settings": json.loads(json.dumps(used))}
+    return digest, code_key(chapters.find("03"))
 
 
 def digest_of(*parts: object) -> str:
@@ -1300,7 +1350,7 @@ def with_weights(model: Retriever, path: Path) -> Retriever:
 def base_model(reads: str = "keywords") -> Retriever:
     """What arms start from: all tasks learnt at once. Wrong keywords have a base of their own."""
     reads = reads if reads == "wrong" else "keywords"
-    plan = Plan(extra=0, teacher=True, writes=True, reads=reads)
+    plan = Plan(extra=0, teacher=True, writes="writing", reads=reads)
     name = "base" if reads == "keywords" else f"base_{reads}"
     return stored(name, new_model(init_seed), plan, init_seed)
 
@@ -1471,6 +1521,7 @@ class Prompts:
 
 
 # %%
+@cache
 def make_prompts() -> Prompts:
     """The complex queries of the log that have a click, and as many direct ones."""
     said = list(dict.fromkeys(shop.complex_clicks[0]))

@@ -16,7 +16,7 @@ from minisearch.errors import InputError
 from minisearch.models.generative import Alphabet
 from minisearch.recorder import Recorder
 from minisearch.records import Ragged
-from minisearch.text import END, PAD, words
+from minisearch.text import END, PAD, Vocabulary, words
 from minisearch.worlds import needs, online
 from minisearch.worlds.shop import make_shop
 from minisearch.worlds.shop_catalogue import ShopConfig
@@ -65,8 +65,9 @@ def page(tmp_path_factory):
 
 def forget(chapter):
     """Empty what the chapter remembers of a shop."""
-    for name in ("make_codes", "tables", "product_words", "thought_words", "product_thirds"):
-        getattr(chapter, name).cache_clear()
+    for value in list(vars(chapter).values()):
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -359,6 +360,30 @@ def test_a_source_is_mark_query_and_keywords(page):
         page.sources([word], [[], []])
 
 
+def test_some_names_are_spelled_as_unheard_ones_are(page):
+    """In training rows, a share of them; for student and teacher, and for them alike."""
+    vocabulary, start = page.space.vocabulary, 1 + page.settings.query_words
+    name = sorted(page.names())[0]
+    marked = f"^{name}$"
+    pieces = Vocabulary((), vocabulary.pieces).ids_of(name)
+    assert len(pieces) == len(marked) - 2
+    query = f"anything but {name}"
+    known = [n for word in ("anything", "but") for n in vocabulary.ids_of(word)]
+    unheard = [*known, *(n - 2 + vocabulary.first_piece for n in pieces)]
+    assert page.spelled_out(query) == unheard[: page.settings.query_words]
+    never = next(w for w in ("zzyzzx", "qqwqqw") if len(vocabulary.ids_of(w)) > 1)
+    assert min(vocabulary.ids_of(never)) >= vocabulary.first_piece
+    rows, queries = page.tables("keywords")["traffic"], page.shop.traffic
+    plain = page.sources(queries)
+    changed = (rows.student != plain).any(1)
+    assert 0.05 < changed.float().mean() < 0.15
+    assert torch.equal(rows.teacher[:, :start], rows.student[:, :start])
+    row = int(changed.nonzero()[0])
+    there = [n for n in rows.student[row, 1:start].tolist() if n]
+    assert there == page.spelled_out(queries[row])
+    assert page.names() <= {w for form in page.shop.world.forms for w in words(form)}
+
+
 def test_an_empty_query_is_still_a_source(page, model):
     ranked = page.ranked_products(model, page.sources(["", "zzzz"]), 5)
     assert (ranked >= 0).all()
@@ -548,6 +573,18 @@ def test_what_a_teacher_reads(page):
     assert page.keywords_for(queries, "errorless") == [clear(query) for query in queries]
     assert page.keywords_for(queries, "wrong") == [wrong(query) for query in queries]
     assert page.keywords_for(queries, "leaking") == [think(query) for query in queries]
+
+
+def test_keywords_are_written_for_the_requests_that_others_distil(page):
+    changes = page.CHANGES
+    assert (
+        changes["keyword_task"]["writes"] == page.Plan(**changes["distilled"]).guided == "traffic"
+    )
+    found = {}
+    for writes in ("traffic", "writing"):
+        parts, _ = first_step(page, page.Plan(writes=writes))
+        found[writes] = parts["writing"].item()
+    assert found["traffic"] != found["writing"]
 
 
 def test_the_student_of_every_plan_reads_the_same(page):
@@ -785,7 +822,7 @@ def test_arms_with_wrong_keywords_start_from_a_base_that_learnt_with_them(page, 
         page.base_model(reads)
     assert [name for name, _ in asked] == ["base", "base_wrong", "base", "base"]
     assert [plan.reads for _, plan in asked] == ["keywords", "wrong", "keywords", "keywords"]
-    assert all(plan.writes and plan.teacher and not plan.extra for _, plan in asked)
+    assert all(plan.writes == "writing" and plan.teacher and not plan.extra for _, plan in asked)
 
 
 def test_what_is_kept_is_read_back_and_made_anew_when_the_data_change(page, monkeypatch, tmp_path):
@@ -807,7 +844,9 @@ def test_what_is_kept_is_read_back_and_made_anew_when_the_data_change(page, monk
     monkeypatch.setattr(page, "settings", replace(faster, base_steps=7))
     assert page.key_of("base") != key
     monkeypatch.setattr(page, "shop", replace(page.shop, think=replace(page.shop.think, drop=0.9)))
+    page.origin.cache_clear()
     assert page.key_of("base")["digest"] != key["digest"]
+    page.origin.cache_clear()
 
 
 def test_shipped_weights_for_other_data_are_left_aside(page, monkeypatch, tmp_path, capsys):
@@ -1066,6 +1105,7 @@ def test_two_stages_take_half_of_the_steps_each(page, monkeypatch):
 
 def test_four_rejected_products_of_a_step_are_different_ones(page, monkeypatch):
     seen = {}
+    page.make_prompts()  # which is remembered, of the identifiers that there are
     monkeypatch.setattr(page, "Batches", lambda batches, *_: batches)
     monkeypatch.setattr(page, "fit", lambda module, batches, *_: seen.update(batches))
     monkeypatch.setattr(page, "identifiers", np.arange(300)[:, None].repeat(5, 1))
