@@ -625,7 +625,7 @@ def test_a_guide_that_reads_no_keywords_has_nothing_to_tell(page):
     assert replace(plans["same_input"], prompt="both") == plans["distilled"]
     gaps = {name: first_step(page, plan)[0]["kl"].item() for name, plan in plans.items()}
     assert gaps["same_input"] == pytest.approx(0, abs=1e-5)
-    assert gaps["distilled"] > 1e-4
+    assert gaps["distilled"] > 5e-5
 
 
 def test_a_guide_reads_what_its_plan_says(page, monkeypatch):
