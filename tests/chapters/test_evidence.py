@@ -16,7 +16,13 @@ from minisearch.verdicts import evaluate
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "cards").glob("*.yaml"))
 # Arms, of no claim, that were registered and have not run yet; their rows are empty on the page.
-STILL_TO_RUN: dict[str, tuple[str, ...]] = {}
+STILL_TO_RUN: dict[str, tuple[str, ...]] = {
+    "09_search_e1": (
+        "grpo_updates", "masked", "no_privilege", "stranger", "longest", "reverse", "uncapped",
+        "no_answers", "one_round", "four_rounds", "ends_with_grpo", "new_questions", "unlabelled",
+        "reused", "too_fast",
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=CHAPTERS)
