@@ -6,14 +6,22 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from minisearch import chapters
+from minisearch.claims import Card
 from minisearch.errors import InputError
 from minisearch.text import END, PAD
 
 CHAPTER = "04_onebar"
+ARMS = (
+    "start", "onebar", "sft", "sft_longer", "lists_only", "off_policy", "same_prompt",
+    "forward_only", "reverse_only", "no_entropy", "fixed", "tau_both", "tau_teacher", "reward",
+    "compressed", "verbose", "verbose_cut", "no_T", "no_M", "no_A", "no_H", "frames",
+    "no_reject", "cascade", "cached", "ann", "oracle",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,13 +135,16 @@ def test_a_field_that_is_left_out_is_nowhere_in_the_prompt(page):
             assert mark(name) not in [entry[0] for entry in prompt]
 
 
-def test_a_verbose_prompt_says_the_same_at_greater_length(page):
+def test_a_verbose_prompt_has_the_same_entries_and_words_around_them(page):
     row = page.requests.rows[:1]
     (short,) = page.prompts_of(page.corpus.test, row, page.Style(), 100)
     (long,) = page.prompts_of(page.corpus.test, row, page.Style(verbose=True), 100)
-    said = {token for entry in long for token in entry}
-    assert {token for entry in short for token in entry[1:]} <= said
+    assert [entry for entry in long if entry in short] == short
     assert sum(map(len, long)) > sum(map(len, short)) + 20
+    assert page.reader.text(long[0]) == page.OPENING
+    kinds = page.kinds_of(page.sources([long], whole=True))[0].tolist()
+    alone = page.kinds_of(page.sources([short], whole=True))[0].tolist()
+    assert set(kinds) == {0, *alone}  # instructions in front are of no kind
 
 
 def test_only_a_cut_prompt_fits_the_budget(page):
@@ -144,12 +155,31 @@ def test_only_a_cut_prompt_fits_the_budget(page):
     assert page.sources(long, whole=True).shape[1] > budget
 
 
-def test_an_empty_prompt_and_hashtags_alone_can_be_answered(page, model):
-    source = page.sources([[], [(page.reader.alphabet.mark("A"), 5)]])
-    tokens, chances = page.written(model, source, 4)
+def test_a_video_of_hashtags_alone_has_no_title_and_can_be_answered(page, model):
+    weak = next(n for n, text in enumerate(page.corpus.videos.summary) if not text)
+    assert page.cleaned(page.corpus.videos.title[weak]) == ""
+    fields = page.evidence(weak, 0, 100, page.corpus.videos.summary[weak])
+    assert fields["T"] == [page.corpus.videos.author[weak]]
+    assert "M" not in fields
+    tokens, chances = page.written(model, page.sources([page.aligned(fields), []]), 4)
     assert torch.isfinite(chances).all()
     assert len(tokens) == 2
     assert page.rollout(model, page.sources([[]])).shape[0] == 1
+
+
+def test_under_an_unsafe_video_only_a_rejection_is_learnt(page):
+    table, log = page.table_of(page.Style()), page.corpus.log
+    assert not page.corpus.videos.reviewed[log.video[table.views]].any()
+    module = page.Sft(page.new_model(0), table, page.Style(), 0)
+    batch = next(iter(page.batches_of(table, 16, 0)))
+    source, target = module.rows(batch, 16)
+    refused = target[-page.settings.refusals :]
+    assert (refused[:, 0] == page.reader.reject).all()
+    assert page.reader.reject not in target[: -page.settings.refusals].unique().tolist()
+    rows = batch["refused"][: page.settings.refusals].tolist()
+    told = page.sources([table.refused[row] for row in rows])
+    assert torch.equal(source[-len(rows) :, : told.shape[1]], told)
+    assert not page.table_of(page.Style(), False).refused
 
 
 def test_what_is_written_can_be_read(page):
@@ -281,6 +311,29 @@ def test_lists_begin_with_the_clicked_query_and_leave_its_own_click_out(page):
 # --- distillation ---------------------------------------------------------------------------------
 
 
+def test_a_temperature_on_both_sides_leaves_an_equal_student_alone(page):
+    logits, there = torch.tensor([[[2.0, 0.0]]]), torch.ones(1, 1, dtype=torch.bool)
+    both, one = (page.divergences(logits, logits, there, 2.0, own) for own in (2.0, 1.0))
+    assert float(both["forward"]) == pytest.approx(0, abs=1e-6)
+    assert float(both["reverse"]) == pytest.approx(0, abs=1e-6)
+    assert float(one["forward"]) > 0.1
+    assert float(both["entropy"]) == pytest.approx(float(one["entropy"]))  # of what is served
+
+
+@pytest.mark.parametrize(("softened", "equal"), [("both", True), ("teacher", False), ("", False)])
+def test_what_the_temperature_divides_is_the_plans_or_the_settings(page, softened, equal):
+    module, batch = distilling(page, insert="", softened=softened)
+    module.model.eval()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.model, "train", lambda *_: module.model)  # no dropout
+        found = module.loss(batch)
+    assert (float(found["forward"]) < 1e-5) == equal
+
+
 def test_divergences_by_hand(page):
     teacher = torch.log(torch.tensor([[[0.5, 0.5]]]))
     student = torch.log(torch.tensor([[[0.9, 0.1]]]))
@@ -400,7 +453,53 @@ def test_hints_are_right_half_of_the_time(page):
     assert 0.45 < np.mean(right) < 0.75  # the wrong ones are the clicked one now and then
 
 
+def test_hints_follow_from_the_seed(page):
+    def drawn(seed):
+        module = page.Sft(None, page.table_of(page.Style()), page.Style(), seed, 1.0)
+        return module.rows({"row": torch.arange(16)}, 16)[0]
+
+    assert torch.equal(drawn(0), drawn(0))
+    assert drawn(0).shape != drawn(1).shape or not torch.equal(drawn(0), drawn(1))
+
+
+def test_the_start_is_trained_again_for_its_own_settings_alone(page, monkeypatch):
+    calls = []
+    real = page.supervised
+    monkeypatch.setattr(page, "supervised", lambda *a, **k: calls.append(1) or real(*a, **k))
+    page.base_model()
+    before = len(calls)
+    for changes in ({"tau": 9.0}, {"gate": 0.5}, {"distil_rate": 1.0}):
+        monkeypatch.setattr(page, "settings", replace(page.settings, **changes))
+        page.base_model()
+    assert len(calls) == before
+    monkeypatch.setattr(page, "settings", replace(page.settings, hints=0.3))
+    page.base_model()
+    assert len(calls) == before + 1
+
+
 # --- rivals ---------------------------------------------------------------------------------------
+
+
+def test_a_rewarded_model_keeps_likelihood_and_gains_from_what_is_rewarded(page, monkeypatch):
+    table = page.table_of(page.Style())
+    module = page.Rewarded(page.new_model(0), table, page.Plan(rewards=True), 0)
+    batch = next(iter(page.batches_of(table, page.settings.distil_batch, 0)))
+    monkeypatch.setattr(module, "worth", lambda rows, text: torch.full((len(text),), 0.5))
+    found = module.loss(batch)
+    assert float(found["loss"]) == pytest.approx(float(found["sft"]), abs=1e-5)  # nothing better
+    first = lambda rows, text: (torch.arange(len(text)) % page.settings.group == 0).float()  # noqa: E731
+    monkeypatch.setattr(module, "worth", first)
+    assert float(module.loss(batch)["reward"]) == pytest.approx(1 / page.settings.group)
+
+
+def test_as_many_steps_without_lists_and_more_for_equal_time(page, monkeypatch):
+    taken = []
+    monkeypatch.setattr(page, "supervised", lambda m, style, steps, *_: taken.append(steps))
+    s = page.settings
+    for name in ("sft", "lists_only", "sft_longer"):
+        page.last_stage(None, page.plan_of(name), 0)
+    both = s.list_steps + s.distil_steps
+    assert taken == [both, s.distil_steps, round(s.longer * both)]
 
 
 def test_logistic_finds_known_weights(page):
@@ -430,10 +529,20 @@ def test_the_cascade_knows_clicked_queries_alone_but_also_for_new_videos(page):
     assert ((refused >= 0) & (refused <= 1)).all()
 
 
-def test_the_cascade_follows_reviewers_where_they_were(page):
-    rows = np.flatnonzero(~page.corpus.videos.new[page.corpus.test.video])[:20]
-    _, refused = page.cascade(page.corpus.test, rows)
-    assert np.array_equal(refused, page.corpus.videos.reviewed[page.corpus.test.video[rows]])
+def test_what_is_cached_was_clicked_under_the_video_and_new_videos_have_nothing(page):
+    rows = np.arange(40)
+    lists, _ = page.cascade(page.corpus.test, rows, cached_only=True)
+    for video, own in zip(page.corpus.test.video[rows].tolist(), lists, strict=True):
+        under = {page.spelled(page.corpus.queries[q]) for q in page.past().under.get(video, ())}
+        assert set(own) <= under
+        assert not (page.corpus.videos.new[video] and own)
+    assert any(lists)
+
+
+def test_the_cascade_refuses_what_looks_like_what_reviewers_refused(page):
+    refused = page.cascade(page.corpus.test, np.arange(150))[1]
+    shop = page.corpus.world.truth.kind[page.corpus.test.video[:150]] == 0
+    assert refused[~shop].mean() > refused[shop].mean()
 
 
 # --- how it is judged -----------------------------------------------------------------------------
@@ -508,6 +617,42 @@ def test_the_gate_is_wrong_about_its_share_of_pairs_and_always_the_same(page, mo
     assert np.array_equal(found, page.passes(video, texts))
 
 
+def test_coverage_by_hand(page):
+    lists, bad = [["a"], [], ["b"], ["c"]], np.array([1.0, 0.0, 0.0, 1.0])
+    refused = np.array([0.9, 0.0, 0.1, 0.2])
+    assert page.covered(lists, bad, refused, 0.75) == (0.5, 0.5)  # b and c of four
+    assert page.covered(lists, bad, refused, 1.0) == (0.75, pytest.approx(2 / 3))
+
+
+def test_open_clicks_do_without_gate_and_refusals(page, monkeypatch):
+    monkeypatch.setattr(page, "passes", lambda video, texts: np.zeros(len(texts), bool))
+    lists = [page.known_query(row) for row in page.bars.rows]
+    found = page.online(lists, np.ones(len(lists)))
+    assert found["exposed"].sum() == found["clicks"].sum() == 0
+    assert found["open_clicks"].mean() > 0.3
+    assert found["ctr"].tolist() == [0.0] * len(lists)
+
+
+def test_a_refused_view_shows_nothing(page, monkeypatch):
+    monkeypatch.setattr(page, "passes", lambda video, texts: np.ones(len(texts), bool))
+    lists = [["mini tent"]] * len(page.bars.rows)
+    refused = np.arange(len(lists)) % 2 * 1.0
+    assert page.online(lists, refused)["exposed"].tolist() == (1 - refused).tolist()
+
+
+def test_equal_bars_are_equal_twins_and_better_ones_are_seen(page):
+    random = np.random.default_rng(0)
+    clicks = random.random(len(page.bars.rows)) * 0.5
+    part = {"exposed": np.ones(len(clicks)), "clicks": clicks, "orders": clicks / 4}
+    found = page.experiment(part, part, 0)
+    assert set(found) == {"A/A", "A/B", "twins"}
+    assert all(ratio.lift == ratio.low == ratio.high == 0 for ratio in found["twins"].values())
+    better = part | {"clicks": clicks * 2}
+    twins = page.experiment(part, better, 0)["twins"]
+    assert twins["clicks a view"].lift > 0
+    assert twins["exposures a view"].lift == 0
+
+
 def test_test_views_are_the_same_for_every_arm_and_requests_have_a_click(page):
     again = page.asked("requests", 20)
     assert np.array_equal(again.rows, page.requests.rows)
@@ -547,12 +692,40 @@ def test_one_who_knows_beats_the_cascade(page):
 def test_stages_train_and_leave_the_base_alone(page):
     """Every kind of arm takes its steps, and the base that arms share stays as it was."""
     weights = [p.clone() for p in page.base_model().parameters()]
-    for name in ("onebar", "sft", "distil_only", "reward"):
+    for name in ("onebar", "sft", "lists_only", "reward"):
         model = page.trained(name, page.plan_of(name) if name != "onebar" else page.Plan())
         moved = any(not torch.equal(a, b) for a, b in zip(model.parameters(), weights, strict=True))
         assert moved, name
     again = page.base_model()
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_every_arm_runs_and_records_what_claims_read(page, name, monkeypatch, tmp_path):
+    monkeypatch.setattr(page, "record", page.Recorder(tmp_path))
+    monkeypatch.setattr(page, "settings", replace(page.settings, steps=2, prompt_steps=2))
+    page.run_arm(name)
+    found = page.record.metrics
+    for metric in ("hr@8", "exposed", "clicks", "ctr", "open_clicks", "open_bad", "orders"):
+        assert np.isfinite(found[f"{name}/{metric}"])
+    rows = pd.read_parquet(tmp_path / "rows" / f"{name}.parquet")
+    for metric in ("hr@8", "clicks", "ctr"):
+        assert rows[metric].mean() == pytest.approx(found[f"{name}/{metric}"], abs=1e-5)
+    if name in page.STYLES:
+        assert 0 < found[f"seconds/{name}/p50"] <= found[f"seconds/{name}/p99"]
+    if name in page.CHANGES:
+        assert found[f"seconds/{name}/training"] > 0
+    if name == "onebar":
+        assert {"onebar/before_hr@8", "onebar/teacher_hr@8"} <= found.keys()
+    if name in page.WATCHED:
+        assert {f"{name}/{m}" for m in ("proxy", "proxy_true", "auc")} <= found.keys()
+
+
+def test_the_card_and_the_chapter_have_the_same_arms(page):
+    card = Card.read(CHAPTER)
+    here = {"start", *page.CHANGES, *page.STYLES, *page.REFERENCES}
+    assert set(card.arms) <= here
+    assert here - set(card.arms) == {"tau_teacher"}  # what the main arm does
 
 
 # --- real talks -----------------------------------------------------------------------------------
@@ -609,6 +782,7 @@ WRONG = {
         lambda s, p: float(np.log1p(np.exp(max(s[p + 1 :], default=-99) - s[p]))),
     ],
     "ctr_lift": [lambda e, c: c - e, lambda e, c: c / e - 1 if e else c],
+    "base_of": [lambda e, c, points: 100 * points / (c or 1), lambda e, c, points: points / (c - e)],
     "verdict_on": [
         lambda low, high, m: "flat" if low < 0 < high else "changed",
         lambda low, high, m: "flat" if abs((low + high) / 2) < m else "changed",
@@ -624,6 +798,7 @@ WRONG = {
 }
 IDS = {
     "anchor_loss": "properties_of_lists", "ctr_lift": "properties_of_ctr",
+    "base_of": "properties_of_base",
     "verdict_on": "properties_of_verdicts", "both_ways": "properties_of_ways",
     "anchors_before": "properties_of_anchors",
 }  # fmt: skip
