@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import BartConfig
 
 # %% tags=["hide-input"]
 from minisearch.errors import InputError, one_of
@@ -210,6 +211,8 @@ class BarSettings(StageSettings):
     reverse: float = dial(*[1.0] * 4, source="1 (re-implementation)")
     entropy: float = dial(*[0.01] * 4, source="0.01 (re-implementation)")
     k: int = dial(*[8] * 4, source="K = 8 (page)")
+    neighbours: int = dial(8, 24, 24, 24, source="ours; queries that the cascade takes")
+    ridge: float = dial(*[1.0] * 4, source="ours; of the cascade's ranker")
     group: int = dial(
         *[4] * 4, source="ours; samples a trigger, of the rival with rewards"
     )
@@ -545,6 +548,12 @@ def together(video: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 # %%
+def new_tower(size: int) -> TextTower:
+    """A bag of words over so many tokens, for texts as long as a video's may be."""
+    longest = 1 + settings.title_words + settings.summary_words
+    return TextTower(bag_config(size, settings.width, max_position_embeddings=longest))
+
+
 def make_space(draw_seed: int) -> Space:
     """Train the tower, and place all videos and queries."""
     log, end = corpus.log, early(corpus.log)
@@ -557,8 +566,7 @@ def make_space(draw_seed: int) -> Space:
     met[log.video[rows]] = True
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(draw_seed, "tower"))
-        size = len(reader.alphabet) + len(met)
-        tower = TextTower(bag_config(size, settings.width))
+        tower = new_tower(len(reader.alphabet) + len(met))
     pairs = {"video": log.video[rows], "query": query[rows]}
     columns = {name: torch.from_numpy(values) for name, values in pairs.items()}
     left, right = (torch.from_numpy(q) for q in together(*pairs.values()))
@@ -743,18 +751,22 @@ for verbose in (False, True):
 
 
 # %%
+def shape(size: int) -> BartConfig:
+    """Of a generator over so many tokens, with places for a whole prompt and a hint."""
+    layers, inner, heads = settings.layers, settings.inner, settings.heads
+    return toy_bart_config(
+        size, d_model=settings.width, encoder_layers=layers, decoder_layers=layers,
+        encoder_ffn_dim=inner, decoder_ffn_dim=inner, encoder_attention_heads=heads,
+        decoder_attention_heads=heads, dropout=settings.dropout,
+        max_position_embeddings=settings.budget + 256,
+    )  # fmt: skip
+
+
 def new_model(draw_seed: int) -> Seq2Seq:
     """A generator whose words start where the tower has them."""
-    layers, inner = settings.layers, settings.inner
-    config = toy_bart_config(
-        len(reader.alphabet), d_model=settings.width, encoder_layers=layers,
-        decoder_layers=layers, encoder_ffn_dim=inner, decoder_ffn_dim=inner,
-        encoder_attention_heads=settings.heads, decoder_attention_heads=settings.heads,
-        dropout=settings.dropout, max_position_embeddings=settings.budget + 256,
-    )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(draw_seed, "generator"))
-        model = Seq2Seq(config, len(reader.alphabet))
+        model = Seq2Seq(shape(len(reader.alphabet)), len(reader.alphabet))
         model.kinds = nn.Embedding(1 + len(reader.alphabet.marks), settings.width)
         nn.init.normal_(model.kinds.weight, std=0.05)
     table = space.tower.bert.embeddings.word_embeddings.weight
@@ -795,6 +807,7 @@ def logits_of(model: Seq2Seq, states: tuple[Tensor, Tensor], target: Tensor) -> 
     return logits
 
 
+# %%
 def log_chance(logits: Tensor, target: Tensor) -> Tensor:
     """Log-probability of each query, the sum over its tokens. Shape: (B, L, V), (B, L) -> (B,)."""
     target = target.to(logits.device)
@@ -1009,9 +1022,24 @@ def supervised(
 # %%
 RECIPE = 3  # raised whenever kept base models must be trained anew
 STAGE_1 = (
-    "width", "inner", "heads", "layers", "dropout", "batch_size", "refusals", "steps",
-    "rate", "warmup", "hints", "hint_right", "query_words", "budget", "early",
-    "encoder_steps", "encoder_rate", "precision",
+    "width",
+    "inner",
+    "heads",
+    "layers",
+    "dropout",
+    "batch_size",
+    "refusals",
+    "steps",
+    "rate",
+    "warmup",
+    "hints",
+    "hint_right",
+    "query_words",
+    "budget",
+    "early",
+    "encoder_steps",
+    "encoder_rate",
+    "precision",
 )  # what it depends on beside its rows
 
 
@@ -1072,14 +1100,15 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters, beams as scor
 # ## Step 5: stage 2, lists of behaviour
 #
 # Each query near a view has a *level*: (1) this viewer clicked it and looked at products, (2) clicked it, (3) others clicked it under this video and looked, (4) others clicked, (5) it was shown and not clicked, (6) it was retrieved and not shown. Lower numbers should be likelier. Such lists are noisy; a
-# *monotone filter* keeps one query a level, the one with the highest past click rate, and then drops those whose rate says that they should stand higher: rates have to fall along the list.
+# *monotone filter* keeps one query a level, the one with the highest past click rate, and then drops those whose rate says that they should stand higher: rates have to fall along the list. Rates and the clicks of others are those of the whole log, which for a training view holds later views too; no test view is in it.
 
 
 # %%
 class Past:
-    """How often queries were shown and clicked, under each video and in all."""
+    """How often queries were shown and clicked, under each video and author, and in all."""
 
     def __init__(self, views: Views, clicked: np.ndarray) -> None:
+        self.by_author: dict[str, Counter] = {}
         self.shown: Counter = Counter()
         self.clicks: Counter = Counter()
         self.engaged: Counter = Counter()
@@ -1098,6 +1127,8 @@ class Past:
                 self.clicks.update([(video, query), query])
                 self.engaged[video, query] += engaged
                 self.under.setdefault(video, set()).add(query)
+                author = corpus.videos.author[video]
+                self.by_author.setdefault(author, Counter())[query] += 1
         self.usual = max(1, int((clicked >= 0).sum())) / max(1, 3 * len(clicked))
 
     def rate(self, video: int, query: int) -> float:
@@ -1107,6 +1138,7 @@ class Past:
         return (self.clicks[pair] + 4 * all_over) / (self.shown[pair] + 4)
 
 
+# %%
 @cache
 def past(start: int = 0, end: int = 0) -> Past:
     """The past of a span of the log's views; of all of them by default."""
@@ -1427,7 +1459,7 @@ for place in range(3):
 # Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
 #
 # And two ways to fool oneself are measured with it. A teacher that copies is right because it was told, which is what *hindsight* means; the question is whether its student, who is not told, gets better. And a student that learns to copy from its prompt shows in `copied`, the share of its queries
-# that stand word for word in the prompt.
+# that stand word for word in the prompt. (Our inserted query has a mark of its own that no served prompt holds, so that copying it cannot carry over easily: `fixed` is a milder test here than where it looks like any other text.)
 #
 # ## Step 7: rivals
 #
@@ -1477,12 +1509,12 @@ def token_tables() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def model_of_clicks(end: int) -> Clicks:
-    """Trained on every query that a bar of the first views of the log showed."""
+def model_of_clicks() -> Clicks:
+    """Trained on every query that a bar of the log showed."""
     log, shown = corpus.log, len(TURNS)
-    query = log.candidates[:end, :shown].ravel()
-    clicked = (np.arange(shown) == log.clicked[:end, None]).ravel()
-    video = np.repeat(log.video[:end], shown)
+    query = log.candidates[:, :shown].ravel()
+    clicked = (np.arange(shown) == log.clicked[:, None]).ravel()
+    video = np.repeat(log.video, shown)
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(init_seed, "clicks"))
         model = Clicks(len(reader.alphabet))
@@ -1502,7 +1534,7 @@ class Rewarded(Sft):
         self, model: Seq2Seq, table: Table, plan: Plan, draw_seed: int
     ) -> None:
         super().__init__(model, table, plan.style, draw_seed)
-        self.judge = [model_of_clicks(len(corpus.log.video))]
+        self.judge = [model_of_clicks()]
         self.videos = token_tables()[0]
 
     def loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -1533,6 +1565,7 @@ class Rewarded(Sft):
             return self.judge[0](seen, bag).sigmoid().to(text.device)
 
 
+# %%
 def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
     """The rival's stage 3, in place."""
     table = table_of(plan.style)
@@ -1544,8 +1577,8 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% [markdown]
-# **The cascade.** It retrieves the queries clicked most often under the video in the whole log *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked. It filters, and ranks by a logistic model of clicks with eight features, among them what a model of clicks over words says, fitted on the log's last quarter with
-# counts of what came before; where it serves, counts are those of the whole log. It does not write: a query that nobody clicked does not exist.
+# **The {term}`cascade`.** It retrieves the queries clicked most often under the video *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked, *and* those clicked most often under the author's other videos. It ranks by a logistic model of clicks with eight features, fitted on the log's last quarter with
+# counts of what came before; where it serves, counts are those of the whole log. All that it retrieved goes through the gate, in its order. A filter of its own refuses videos that look like those which reviewers refused. It does not write: a query that nobody clicked does not exist. `cached` is the same without neighbours and author: it has what was clicked under the video, or nothing.
 
 
 # %%
@@ -1570,11 +1603,10 @@ def features(
         [np.log1p(part.clicks[pair]) for pair in pairs] for part in (first, later)
     ]
     every = [np.log1p(later.clicks[q]) for q in query.tolist()]
+    authors, whole = corpus.videos.author, past(0, now).by_author
+    by_author = [np.log1p(whole.get(authors[v], Counter())[q]) for v, q in pairs]
     length = [len(corpus.queries[q].split()) for q in query.tolist()]
-    judge, tables = model_of_clicks(early(corpus.log)), token_tables()
-    with torch.no_grad():
-        fits = judge(tables[0][video], tables[1][query]).numpy()
-    return np.stack([near, liked, rate, *counts, every, length, fits], 1)
+    return np.stack([near, liked, rate, *counts, every, by_author, length], 1)
 
 
 # %%
@@ -1591,7 +1623,7 @@ class Ranker:
         return ((rows - self.mean) / self.spread) @ self.weights[:-1] + self.weights[-1]
 
 
-def logistic(rows: np.ndarray, labels: np.ndarray, ridge: float = 1.0) -> Ranker:
+def logistic(rows: np.ndarray, labels: np.ndarray, ridge: float) -> Ranker:
     """Newton's method for logistic regression. Shape: (N, F), (N,)."""
     mean, spread = rows.mean(0), rows.std(0) + 1e-9
     inputs = np.concatenate([(rows - mean) / spread, np.ones((len(rows), 1))], 1)
@@ -1607,49 +1639,59 @@ def logistic(rows: np.ndarray, labels: np.ndarray, ridge: float = 1.0) -> Ranker
 
 # %%
 @cache
-def ranker(most: int = 15_000) -> Ranker:
+def ranker() -> Ranker:
     """The cascade's: what the last quarter of the log showed, by what was known before it."""
     log, shown = corpus.log, len(TURNS)
     now = round(0.75 * len(log.video))
-    views = np.random.default_rng(0).permutation(np.arange(now, len(log.video)))
-    rows = np.repeat(views[: most // shown], shown)
-    query = log.candidates[views[: most // shown], :shown].ravel()
-    clicked = np.tile(np.arange(shown), len(rows) // shown) == log.clicked[rows]
+    rows = np.repeat(np.arange(now, len(log.video)), shown)
+    query = log.candidates[now:, :shown].ravel()
+    clicked = (np.arange(shown) == log.clicked[now:, None]).ravel()
     inputs = features(log.video[rows], log.user[rows], query, now)
-    return logistic(inputs, clicked.astype(float))
+    return logistic(inputs, clicked.astype(float), settings.ridge)
 
 
 # %%
 @cache
 def refuser() -> Ranker:
-    """The cascade's filter of videos: reviewers' refusals by the video's vector."""
+    """A model of reviewers' refusals by the video's vector, from videos that were reviewed."""
     met = ~corpus.videos.new
     return logistic(space.videos[met], corpus.videos.reviewed[met].astype(float), 10.0)
 
 
-def cascade(views: Views, rows: np.ndarray) -> tuple[list[list[str]], np.ndarray]:
-    """Ranked queries of each view, and how surely the video is to be refused, 0 to 1."""
-    now = len(corpus.log.video)
-    near, _ = nearest(pool_until(now), 24)
-    owner, query, counts = [], [], past()
-    for number, video in enumerate(views.video[rows].tolist()):
+def retrieved(video: np.ndarray, cached_only: bool) -> list[list[int]]:
+    """Queries clicked under each video, nearest to it, and clicked under its author's videos."""
+    now, history = len(corpus.log.video), past()
+    near, _ = nearest(pool_until(now), settings.neighbours)
+    found = []
+    for row in video.tolist():
         known = sorted(
-            counts.under.get(video, ()), key=lambda q: -counts.rate(video, q)
+            history.under.get(row, ()), key=lambda q: (-history.rate(row, q), q)
         )
-        found = list(dict.fromkeys([*known[:16], *near[video].tolist()]))
-        owner += [number] * len(found)
-        query += found
-    owner, query = np.array(owner), np.array(query)
-    scores = ranker()(
-        features(views.video[rows][owner], views.user[rows][owner], query, now)
-    )
+        others: list[int] = []
+        if not cached_only:
+            habits = history.by_author.get(corpus.videos.author[row], Counter())
+            often = sorted(habits, key=lambda q: (-habits[q], q))
+            others = [*near[row].tolist(), *often[:8]]
+        found.append(list(dict.fromkeys([*known[:16], *others])))
+    return found
+
+
+# %%
+def cascade(
+    views: Views, rows: np.ndarray, cached_only: bool = False
+) -> tuple[list[list[str]], np.ndarray]:
+    """All that is retrieved for each view in order, and how surely the video is refused, 0 to 1."""
+    video = views.video[rows]
+    pools = retrieved(video, cached_only)
+    owner = np.repeat(np.arange(len(pools)), [len(own) for own in pools])
+    query = np.array([q for own in pools for q in own], int)
+    now, users = len(corpus.log.video), views.user[rows]
     lists: list[list[str]] = [[] for _ in rows]
-    for place in np.lexsort((query, -scores, owner)):
-        if len(lists[owner[place]]) < settings.k:
+    if len(query):
+        scores = ranker()(features(video[owner], users[owner], query, now))
+        for place in np.lexsort((query, -scores, owner)):
             lists[owner[place]].append(spelled(corpus.queries[query[place]]))
-    refused = 1 / (1 + np.exp(-refuser()(space.videos[views.video[rows]])))
-    known = ~corpus.videos.new[views.video[rows]]
-    return lists, np.where(known, corpus.videos.reviewed[views.video[rows]], refused)
+    return lists, 1 / (1 + np.exp(-refuser()(space.videos[video])))
 
 
 def spelled(query: str) -> str:
@@ -1828,7 +1870,7 @@ print(per_view(np.array([1.0, 0.0, 2.0]), np.array([1.0, 1.0, 2.0])).round(3))
 # %%
 def click_logits(video: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """What the model of clicks says of texts under videos. Shape: (N,), N texts -> (N,)."""
-    judge = model_of_clicks(len(corpus.log.video))
+    judge = model_of_clicks()
     with torch.no_grad():
         return judge(token_tables()[0][video], query_ids(texts)).numpy()
 
@@ -2095,24 +2137,24 @@ def latency(name: str, model: Seq2Seq, style: Style) -> None:
 
 
 # %%
+def listed(name: str, views: Asked) -> tuple[list[list[str]], np.ndarray]:
+    """What an arm without a generator offers, and how surely it refuses."""
+    lists, refused = cascade(views.views, views.rows, cached_only=name == "cached")
+    if name == "ann":
+        near, _ = nearest(pool_until(len(corpus.log.video)), settings.k)
+        lists = [[spelled(corpus.queries[q]) for q in near[v]] for v in views.video]
+    if name == "oracle":
+        lists = [known_query(row) for row in views.rows]
+        refused = (corpus.world.truth.kind[views.video] != 0).astype(float)
+    return lists, refused
+
+
 def reference(name: str) -> None:
-    """Arms without a generator: the cascade, nearest neighbours, and one who knows the viewer."""
-    parts = []
-    for views in (requests, bars):
-        lists, refused = (
-            cascade(views.views, views.rows) if len(views.rows) else ([], [])
-        )
-        if name == "ann":
-            near, _ = nearest(pool_until(len(corpus.log.video)), settings.k)
-            lists = [[spelled(corpus.queries[q]) for q in near[v]] for v in views.video]
-        if name == "oracle":
-            lists = [known_query(row) for row in views.rows]
-            sells = corpus.world.truth.kind[views.video] == 0
-            refused = 1.0 - sells
-        parts.append((lists, np.asarray(refused, float)))
-    offline = scores_of(parts[0][0], requests.wanted)
-    report(name, offline, *parts[1])
-    LISTS[name] = parts[0][0], *parts[1]
+    """Arms without a generator: cascades, nearest neighbours, and one who knows the viewer."""
+    (lists, _), (served, refused) = listed(name, requests), listed(name, bars)
+    first = [own[: settings.k] for own in lists]
+    report(name, scores_of(first, requests.wanted), served, refused)
+    LISTS[name] = lists, served, refused
 
 
 def known_query(row: int) -> list[str]:
@@ -2403,7 +2445,9 @@ def experiment(
     mixed = {n: np.where(treated[user], treatment[n], control[n]) for n in control}
     periods = {"A/A": happened(control, luck[0]), "A/B": happened(mixed, luck[1])}
     found = {
-        period: {name: ratio_metric(*pair, user, treated) for name, pair in part.items()}
+        period: {
+            name: ratio_metric(*pair, user, treated) for name, pair in part.items()
+        }
         for period, part in periods.items()
     }
     old, new = (happened(part, luck[1]) for part in (control, treatment))
@@ -2507,9 +2551,9 @@ for arm in ("sft", "sft_longer", "onebar", "reward"):
 
 # %% tags=["page-only", "hide-input"]
 pages.dose_chart(
-    "04_onebar", "title_noise", 0.3, ("compressed", "no_A", "no_T"), "hr@8",
+    "04_onebar", "title_noise", 0.3, ("compressed", "no_A"), "hr@8",
     "chance of each wrong word in a title", "HR@8", "What fields are worth, by noise of titles",
-    "Lines of HR@8 against the noise of titles, for all fields, without anchors, without titles.",
+    "Lines of HR@8 against the noise of titles, for all fields, and without anchors.",
 )  # fmt: skip
 
 # %% [markdown]
@@ -2774,7 +2818,7 @@ assert check("ch04-flat", verdict_on)
 # ## At scale
 #
 # `small` reads talks: titles, speakers and descriptions in place of videos, and constructed queries. Nobody has clicked any of them, so that there is no online comparison, no refusal and no history. `full` has the shape of BART-base and prompts of 512 tokens; a log of views and clicks to train it on is not public. The checkpoint's weights are not loaded, as its words are another
-# alphabet.
+# alphabet. Where there is a GPU the stages train on it; test queries are written on the CPU afterwards.
 
 # %% tags=["page-only", "hide-input"]
 from transformers import BartForConditionalGeneration

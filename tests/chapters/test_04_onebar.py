@@ -13,6 +13,7 @@ import torch
 from minisearch import chapters
 from minisearch.claims import Card
 from minisearch.errors import InputError
+from minisearch.models.generative import bart_base_config
 from minisearch.text import END, PAD
 
 CHAPTER = "04_onebar"
@@ -236,6 +237,25 @@ def test_the_kind_of_a_word_is_read(page, model):
     assert not torch.allclose(states[0][0, 1], states[1][0, 1], atol=1e-3)
 
 
+@pytest.mark.parametrize("profile", ["smoke", "toy", "small", "full"])
+def test_models_of_every_profile_have_places_for_their_longest_texts(page, monkeypatch, profile):
+    own = page.BarSettings.of(profile)
+    monkeypatch.setattr(page, "settings", own)
+    entry = own.query_words + 1
+    longest = own.title_words + own.summary_words + 2 + entry * (own.anchors + own.history + 1)
+    spoken = [page.OPENING, page.CLOSING, *page.LABELS.values()]
+    longest += sum(len(text.split()) + 1 for text in spoken)  # whole, and with a hint
+    with torch.device("meta"):
+        tower, config = page.new_tower(100), page.shape(100)
+        text = torch.ones(1, 1 + own.title_words + own.summary_words, dtype=torch.long)
+        assert tower(text).shape == (1, own.width)
+    assert config.max_position_embeddings >= longest
+    if profile == "full":
+        base = bart_base_config()
+        for name in ("d_model", "encoder_layers", "decoder_attention_heads", "encoder_ffn_dim"):
+            assert getattr(config, name) == getattr(base, name)
+
+
 def test_logits_see_no_later_token(page, model, prompts):
     states = page.read(model, page.sources(prompts[:1]))
     one, two = (torch.tensor([[5, second, END]]) for second in (6, 7))
@@ -316,7 +336,7 @@ def test_a_temperature_on_both_sides_leaves_an_equal_student_alone(page):
     both, one = (page.divergences(logits, logits, there, 2.0, own) for own in (2.0, 1.0))
     assert float(both["forward"]) == pytest.approx(0, abs=1e-6)
     assert float(both["reverse"]) == pytest.approx(0, abs=1e-6)
-    assert float(one["forward"]) > 0.1
+    assert float(one["forward"]) > 0.05
     assert float(both["entropy"]) == pytest.approx(float(one["entropy"]))  # of what is served
 
 
@@ -506,7 +526,7 @@ def test_logistic_finds_known_weights(page):
     random = np.random.default_rng(0)
     rows = random.normal(size=(4000, 2))
     logits = 2 * rows[:, 0] - 1
-    found = page.logistic(rows, random.random(4000) < 1 / (1 + np.exp(-logits)))
+    found = page.logistic(rows, random.random(4000) < 1 / (1 + np.exp(-logits)), 1.0)
     assert np.corrcoef(found(rows), logits)[0, 1] > 0.99
     assert abs(found(np.zeros((1, 2)))[0] + 1) < 0.2
 
@@ -782,7 +802,10 @@ WRONG = {
         lambda s, p: float(np.log1p(np.exp(max(s[p + 1 :], default=-99) - s[p]))),
     ],
     "ctr_lift": [lambda e, c: c - e, lambda e, c: c / e - 1 if e else c],
-    "base_of": [lambda e, c, points: 100 * points / (c or 1), lambda e, c, points: points / (c - e)],
+    "base_of": [
+        lambda e, c, points: 100 * points / (c or 1),
+        lambda e, c, points: points / (c - e),
+    ],
     "verdict_on": [
         lambda low, high, m: "flat" if low < 0 < high else "changed",
         lambda low, high, m: "flat" if abs((low + high) / 2) < m else "changed",
