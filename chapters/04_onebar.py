@@ -1443,17 +1443,20 @@ def distil(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% tags=["page-only"]
-states = read(model, few)
-text = torch.from_numpy(padded([target_of(corpus.queries[q]) for q in (0, 1)]))
+guide, text = copy.deepcopy(model), rollout(model, few)
+told = [inserted(p, table.targets[n][:-1], 1) for n, p in enumerate(table.prompts[:2])]
 with torch.no_grad():
-    logits = logits_of(model, states, text)
-same = divergences(logits, logits, text != PAD, 1.0)
-record.check(
-    "a teacher that reads the same says the same", abs(float(same["forward"])) < 1e-6
-)
+    own = logits_of(model, read(model, few), text)
+    gaps = [
+        divergences(logits_of(guide, read(guide, source), text), own, text != PAD, 1.0)
+        for source in (few, sources(told, whole=True))
+    ]
+same, other = (float(gap["forward"]) for gap in gaps)
+record.check("a teacher that reads the same says the same", same < 1e-6, f"{same:.0e}")
+record.check("one that was told says something else", other > 1e-6, f"{other:.0e}")
 for place in range(3):
     entries = inserted([(2, 3), (4,)], (9,), place)
-    print([["query" if e[0] == reader.insert else "entry"][0] for e in entries])
+    print(["query" if e[0] == reader.insert else "entry" for e in entries])
 
 # %% [markdown]
 # Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
@@ -2396,7 +2399,7 @@ for number in range(min(3, len(requests.rows))):
 #
 # Without the gate: let through the views whose `reject` is least likely, 60 to 100 % of them, and count bad cases among the bars that are shown. A curve further down is better at equal coverage. An arm whose refusals know nothing has a flat one.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Bad cases among the bars shown, against the share of views with a bar, as more videos are let through. Each line lets the videos through in the order of its own chance of a rejection.", "name": "fig-04-cover"}, "image": {"alt": "Lines that rise to the right, one an arm: more coverage, more bad cases."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Bad cases among the bars shown, against the share of views with a bar, as more videos are let through. Each line lets the videos through in the order of its own chance of a rejection.", "name": "fig-04-cover"}, "image": {"alt": "One line an arm: bad cases among the bars shown, over the share of views with a bar."}}
 fig, ax = figure(height=3.2)
 for number, arm in enumerate(results):
     points = [
@@ -2547,7 +2550,7 @@ for arm in ("sft", "sft_longer", "onebar", "reward"):
     print(f"{arm:12s} {grid_mean(f'seconds/{arm}/training'):6.1f} s")
 
 # %% [markdown]
-# How much each field is worth depends on how much the title can be trusted: the chance of wrong words in titles is turned up, for the model that reads anchors and the one that does not.
+# What a field is worth may depend on how far the title can be trusted: the chance of wrong words in titles is turned up, for the model that reads anchors and the one that does not.
 
 # %% tags=["page-only", "hide-input"]
 pages.dose_chart(
