@@ -77,8 +77,8 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[:3]:
     print(f"clicked  {tiny.queries[taken]}\n")
 
 # %% [markdown]
-# Titles are full of words that sell nothing, some name something else, and hashtags belong to the day and not to the video. The summary is better and has errors of its own. And some of what people look for stands in neither: a third of the viewers
-# want the *second thing* in the picture, which titles never name. Only behaviour knows it: others who watched such videos clicked on it.
+# Titles are full of words that sell nothing, some name something else, and hashtags belong to the day and not to the video. The summary is better and has errors of its own. And some of what people look for mostly stands in neither: a third of the viewers
+# want the *second thing* in the picture, which no title names and a summary now and then. Behaviour knows it: others who watched such videos, or others of the same author, clicked on it.
 #
 # ## What the paper claims
 #
@@ -2356,7 +2356,7 @@ record.figure(fig, "loss", "Losses of stages 1 and 3.")
 #
 # ### On this page
 #
-# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_first` is how often it writes just that query first. Then all arms that ran here.
+# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_first` is how often it writes just that query first. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows in `entropy` first, that of the first word in nats. `copied` is the share of a list that stands in the prompt.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -2517,6 +2517,12 @@ print(pages.live_note("04_onebar", profile, world_seed, record.metrics, as_regis
 
 # %% tags=["page-only", "hide-input"]
 pages.arm_table("04_onebar", METRICS)
+
+# %% [markdown]
+# What the model of clicks says of the first query of each bar (`proxy`), how often that query would in truth be clicked (`proxy_true`), and the model's AUC on later views. An arm that hacks it raises the first figure and not the second.
+
+# %% tags=["page-only", "hide-input"]
+pages.arm_table("04_onebar", ("proxy", "proxy_true", "auc"), WATCHED)
 
 # %% [markdown]
 # The three prompts, with tokens and processor milliseconds of one request at a time. No claim rests on the milliseconds: they belong to a machine, and a log of them cannot be checked again.

@@ -549,6 +549,20 @@ def test_the_cascade_knows_clicked_queries_alone_but_also_for_new_videos(page):
     assert ((refused >= 0) & (refused <= 1)).all()
 
 
+def test_the_ranker_knows_no_click_that_comes_later(page):
+    clicked, log = page.corpus.clicked(page.corpus.log), page.corpus.log
+    last = np.flatnonzero(clicked >= 0)[-1]
+    video, query = int(log.video[last]), int(clicked[last])
+    earlier = (clicked[:last] == query) & (log.video[:last] == video)
+    one = np.array([video]), np.array([int(log.user[last])]), np.array([query])
+    before, after = (page.features(*one, now)[0] for now in (int(last), int(last) + 1))
+    assert not earlier.any() or before[4] > 0
+    assert after[4] > before[4]  # clicks under the video, after the tower's part
+    assert after[5] > before[5]  # clicks in all
+    assert after[6] > before[6]  # clicks under the author
+    assert (before[[0, 1, 3, 7]] == after[[0, 1, 3, 7]]).all()
+
+
 def test_what_is_cached_was_clicked_under_the_video_and_new_videos_have_nothing(page):
     rows = np.arange(40)
     lists, _ = page.cascade(page.corpus.test, rows, cached_only=True)
