@@ -2418,8 +2418,8 @@ record.figure(fig, "cover", "Coverage against bad cases.")
 # %% [markdown]
 # ### In the online experiment
 #
-# In a first period all users get the cascade's bars (A/A), in a second one half of them the other arm's (A/B). Then what no shop can do: everybody gets both bars, with the same luck (twins), so that it no longer matters who is in which half. Ratios are compared by the delta method over users. The last column reads the interval: `equivalent` if it lies within 3 %, `up` or `down` if it leaves
-# out zero, else `open`.
+# In a first period all users get the cascade's bars (A/A), in a second one half of them the other arm's (A/B). Then what no shop can do: everybody gets both bars, with the same luck (twins), so that it no longer matters who is in which half. Ratios are compared by the delta method over users. The last column reads the interval: `up` or `down` if it leaves
+# out zero, else `equivalent` if it lies within 3 %, else `open`; `void` where the halves differed in the first period already.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.worlds.online import Ratio, ratio_metric, twin_metric
@@ -2528,7 +2528,7 @@ pages.arm_table("04_onebar", ("proxy", "proxy_true", "auc"), WATCHED)
 # The three prompts, with tokens and processor milliseconds of one request at a time. No claim rests on the milliseconds: they belong to a machine, and a log of them cannot be checked again.
 
 # %% tags=["page-only", "hide-input"]
-logged = [record for record in load_cells("04_onebar") if not record.cell.overrides]
+logged = [run for run in load_cells("04_onebar") if not run.cell.overrides]
 
 
 def grid_mean(name: str, factor: float = 1.0) -> float:
