@@ -327,6 +327,18 @@ def test_lists_begin_with_the_clicked_query_and_leave_its_own_click_out(page):
     assert share > 0.9  # equal prompts share a key
 
 
+def test_stage_two_begins_where_nothing_has_gained(page, monkeypatch):
+    """No candidate is likelier than before: each clicked one has even odds against what follows."""
+    monkeypatch.setattr(page, "settings", replace(page.settings, list_sft=0.0))
+    module = page.Lists(page.new_model(0).eval(), page.table_of(page.Style()), page.Style(), 0)
+    rows = torch.arange(5)
+    with torch.no_grad():
+        found = float(module.eval().loss({"row": rows}))
+    sizes = [(len(module.lists[1][n]), sum(module.lists[2][n])) for n in rows.tolist()]
+    terms = [sum(np.log(size - j) for j in range(min(own, size - 1))) for size, own in sizes]
+    assert found == pytest.approx(np.mean(terms), abs=1e-4)
+
+
 # --- distillation ---------------------------------------------------------------------------------
 
 
