@@ -179,7 +179,7 @@ class StageSettings(DataSettings):
     refusals: int = dial(3, 10, 20, 20, source="not published; ours; of these rows")
     steps: int = dial(6, 1000, 10_000, 100_000, source="6 epochs (note); ours")
     prompt_steps: int = dial(
-        4, 500, 10_000, 100_000, source="ours; of arms that compare prompts"
+        4, 400, 10_000, 100_000, source="ours; of arms that compare prompts"
     )
     rate: float = dial(2e-3, 2e-3, 5e-4, 1e-5, source="1e-5 (note); ours")
     warmup: int = dial(2, 50, 200, 1000, source="not published; ours")
