@@ -14,10 +14,10 @@
 # %% [markdown]
 # # OneBar: the query that a video suggests
 #
-# Somebody watches a stranger pack for a camping trip. Under the video stands a bar with a query in it: *mini tent*. Tap it, and the shop opens. A good bar names what this
-# viewer would have typed; a poor one repeats a hashtag. Today such bars are filled by a cascade: queries that others clicked are looked up, filtered and ranked, and a video
+# Somebody watches a stranger pack for a camping trip. Under the video stands a bar with a query in it: *mini tent*. Tap it, and the shop opens; wait, and a second and a third query take their turn. A good bar names what this
+# viewer would have typed; a poor one repeats a hashtag. Today such bars are filled by a {term}`cascade`: queries that others clicked are looked up, filtered and ranked, and a video
 # that went up an hour ago has none. OneBar {cite:p}`onebar` *writes* the query instead, from what the video shows, what similar videos led to, and what the viewer searched before. It learns which query is
-# preferred from clicks alone, without a model of rewards: in training the model may read the clicked query, and teaches itself, who may not. This chapter
+# preferred from clicks alone, without a model of rewards, that is, of what a query is worth: in training the model may read the clicked query, and teaches itself, who may not. This chapter
 # builds the generator, its three stages and a fair cascade, and asks what each stage adds beyond longer training.
 
 # %% tags=["page-only", "hide-input"]
@@ -65,11 +65,11 @@ from minisearch.worlds.videos import make_videos, outcomes
 # %% [markdown]
 # ## Three videos and their bars
 #
-# The world is the simulated shop of chapters 1 and 2 with videos in it. Three of a very small one: the title as it was typed, what a model saw in the frames, and a query that somebody clicked under it.
+# The world is the simulated shop of chapters 1 and 2 with videos in it. Three of a very small one: the title as it was typed, a summary of what a model saw in the frames, and a query that somebody clicked.
 
 # %% tags=["page-only"]
 tiny = make_videos("smoke", 0)
-for view in np.flatnonzero(tiny.log.clicked >= 0)[:3]:
+for view in np.flatnonzero(tiny.log.clicked >= 0)[[0, 1, 5]]:
     video = tiny.log.video[view]
     taken = tiny.log.candidates[view, tiny.log.clicked[view]]
     print(f"title    {tiny.videos.title[video]}")
@@ -77,13 +77,19 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[:3]:
     print(f"clicked  {tiny.queries[taken]}\n")
 
 # %% [markdown]
-# Titles are full of words that sell nothing, some name something else, and hashtags belong to the day and not to the video. The summary is better and has errors of its own. And some of what people look for mostly stands in neither: a third of the viewers
+# Titles are full of words that sell nothing, some name something else, and hashtags belong to the day and not to the video. The summary is better and has errors of its own. The first query stands in the title; the second says in other words what the title says; nothing in title or summary names the third. A third of the viewers
 # want the *second thing* in the picture, which no title names and a summary now and then. Behaviour knows it: others who watched such videos, or others of the same author, clicked on it.
 #
 # ## What the paper claims
 #
 # A cascade of recall, filter and ranking relies on caches and on goals of its own at each step; earlier generators suffered from noisy titles, from candidates that had to stand in a
-# table, and from models of rewards that drift or get hacked. OneBar generates from evidence, with a short prompt, and takes preferences into its weights by distillation. It reports:
+# table, and from models of rewards that drift or get *hacked*: the generator finds what the model likes and viewers do not. OneBar generates from evidence, with a short prompt, and takes preferences into its weights by distillation. Training has three stages:
+#
+# 1. likelihood of the clicked query;
+# 2. lists of queries, ordered by what people did with them;
+# 3. distillation from a *teacher*, a copy that reads the clicked query, to the *student*, which does not.
+#
+# It reports:
 #
 # | offline | HR@8 | MRR@8 | ED-HR@8 | BLEU@8 |
 # |---|---|---|---|---|
@@ -95,32 +101,35 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[:3]:
 # |---|---|---|---|---|---|---|
 # | | +16.91 % | +18.68 % | +0.19 % | +20.36 % | +21.67 % | -8 % |
 #
-# HR@8 is the share of views whose clicked query is, word for word, among the eight that were written.
+# HR@8 is the share of views whose clicked query is, word for word, among the eight that were written. MRR@8 is the mean of one over its place among them. ED-HR@8 forgives two letters. BLEU@8 counts runs of words in common with the best of the eight.
+# GMV is the money of all orders, total time that of serving a request. Why the short prompt has .3564 and the whole .3690 we could not read; the former may be stage 1 alone.
 #
 # :::{admonition} What we could and could not read
 # :class: note
 # The abstract and the authors' project page were available to us; of the full text nothing but its first lines. The first row and the online row are from the project page. The prompts' and rivals' HR@8 come from a reading note; the losses and
-# their weights from an unofficial re-implementation, whose structure we follow and whose weights we do not trust. Tables of ablations, the share of rejections, latency by prompt and the training log's size by stage are not known to
+# their weights from an unofficial re-implementation. We follow its structure; where it alone names a weight we take that, as weak evidence. Tables of ablations, the share of rejections, latency by prompt and the training log's size by stage are not known to
 # us. The world, every toy size and every margin are **ours**, and no verdict compares a toy number with the paper's.
 # :::
 #
-# The three online figures do not determine each other. If exposures rise by 16.91 % and clicks by 18.68 %, clicks per exposure rise by $1.1868/1.1691 - 1 = 1.51\,\%$. "+0.19 %" may be percentage points (of a CTR of
-# 12.5 %), or counted over something else. Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
+# Exposures, clicks and query CTR are three figures where two would do, and they do not agree (exercise 4). Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
 #
 # ## Symbols
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
 # | $x$, $u$ | a video that is being watched, and who watches | a row of `Views` |
-# | $T, M, A, H$ | title, summary, anchors, the user's history | `FIELDS` |
+# | $T_x, M_x, A_x, H_u$ | title, summary, {term}`anchors`, the user's history | `FIELDS` |
 # | $s_x$ | the prompt made of them | `prompts_of` |
-# | $y^+$, $y_{\text{ref}}$ | the query that was clicked | `Table.targets` |
-# | $b$ | behaviour level of a query, 1 the strongest | `levels_of` |
-# | $\ell_\theta(y \mid x)$ | log-probability of a query | `log_chance` |
-# | $r_i$ | $\ell_\theta - \ell_{\text{ref}}$ of candidate $i$ | |
-# | $x_S$, $x_T$ | prompt of the student; the same with $y_{\text{ref}}$ in it, of the teacher | `inserted` |
+# | $s_x^+$ | the same with the clicked query in it, for the teacher | `inserted` |
+# | $y^+$ | the query that was clicked, or `reject` | `Table.targets` |
+# | $p_\theta$ | the model's probability of a token | `logits_of` |
+# | $\ell_\theta(y)$, $\ell_0(y)$ | log-probability of a query after $s_x$; the same after stage 1 | `log_chance` |
+# | $y_1, \dots, y_n$; $b(y)$ | the candidates of a list, best first; behaviour level, 1 the strongest | `levels_of` |
+# | $r_i$ | $\ell_\theta(y_i) - \ell_0(y_i)$ | |
+# | $\beta, h, \lambda_{\text{sft}}$ | scale and temperature of a list; weight of likelihood in it | `beta`, `heat`, `list_sft` |
 # | $\hat y$ | what the student writes itself | `rollout` |
-# | $p_S, p_T$ | their next-word probabilities on $\hat y$ | `divergences` |
+# | $z, p$; $z^+, q$ | logits and probabilities of the next token of $\hat y$: the student's; the teacher's | `divergences` |
+# | $\operatorname{Ent}(p)$ | entropy | |
 # | $\tau, \lambda_F, \lambda_R, \lambda_E$ | temperature of the teacher; weights of the terms | `tau`, `forward`, `reverse`, `entropy` |
 #
 # ## Parameters
@@ -191,7 +200,7 @@ class StageSettings(DataSettings):
     list_steps: int = dial(3, 150, 1000, 5000, source="not published; ours")
     list_rate: float = dial(3e-4, 3e-4, 1e-4, 5e-5, source="5e-5 (note); ours")
     beta: float = dial(*[0.1] * 4, source="0.1 (note)")
-    heat: float = dial(*[1.0] * 4, source="T = 1 (re-implementation)")
+    heat: float = dial(*[1.0] * 4, source="1 (re-implementation); h")
     list_sft: float = dial(*[1.0] * 4, source="1 (re-implementation)")
     distil_steps: int = dial(3, 250, 500, 500, source="500 (note); ours")
     distil_rate: float = dial(5e-4, 5e-4, 1e-4, 1e-6, source="1e-6 (note); ours")
@@ -231,8 +240,8 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: what may be read
 #
-# Of a video: title, author, the summary, and whether a reviewer said that nothing may be offered under it (one in twenty is wrong). Of a view: who watched, which queries were retrieved, which three of them the bar showed in turn, and which was clicked. Of a user: what was typed into the shop before.
-# The truth (which two things a video shows, what each viewer wants) stays behind `outcomes`, which says how often a bar would be clicked.
+# Of a video: title, author, the summary, and whether a reviewer said that nothing may be offered under it (one in twenty is wrong). Of a view: who watched, which queries were retrieved, which three of them the bar showed in turn, which was clicked, and whether a look at products followed (`engaged`). Of a user: what was typed into the shop before.
+# The truth (which two things a video shows, what each viewer wants) is read by judges alone: by `outcomes`, which says how often a bar would be clicked, by the gate, and by the arm `oracle`. The arm `frames` is shown pictures of it.
 #
 # A quarter of the videos are *new*: no view of the log has them, over a third of the test views do.
 
@@ -361,7 +370,7 @@ print(
 # %% [markdown]
 # ## Step 2: the evidence, and its anchors
 #
-# The paper's schema is $E(x, u) = \langle T_x, M_x, A_x, H_u \rangle$. The title loses mentions, hashtags, advertising and doubled words, and gets the author's name.
+# The paper's evidence has four fields: title $T_x$, summary $M_x$, anchors $A_x$, history $H_u$. The title loses mentions, hashtags, advertising and doubled words, and gets the author's name.
 
 
 # %%
@@ -381,7 +390,7 @@ def cleaned(title: str, author: str = "") -> str:
 print(cleaned("omg mini tent mini @milo link in bio buy now #viral", "milo"))
 
 # %% [markdown]
-# One numbering serves all that is read and written: words, and six marks: one in front of every entry of a field, one for a query that is inserted (step 6), and `reject`, which the model writes when nothing should be shown.
+# One numbering serves all that is read and written: words, and six marks: one for each of the four fields, which stands in front of its entries, one for a query that is inserted (step 6), and `reject`, which the model writes when nothing should be shown.
 
 
 # %%
@@ -446,11 +455,11 @@ def all_texts(corpus: Corpus) -> list[str]:
 reader = Reader(all_texts(corpus))
 
 # %% [markdown]
-# {term}`Anchors` are queries that behaviour puts near the video. A bag-of-words tower gets three kinds of pairs: a video and a query clicked under it ($v \to q$), a query and the video that it fits
-# ($q \to v$, the same pairs the other way round, those followed by a look at products once more), and two queries clicked under the same video ($q \to q$). A video that the tower has met also has a word of its own: its number. So what only behaviour knows, such as the second thing in the
+# {term}`Anchors` are queries that behaviour puts near the video. A bag-of-words tower gets three kinds of pairs: a video and a query clicked under it, the same
+# the other way round, and two different queries clicked one after the other under the same video. A click that was followed by a look at products counts twice in all three. A video that the tower has met also has a word of its own: its number. So what only behaviour knows, such as the second thing in the
 # picture, has a place to be kept; and a new video gets what its author's others taught. The paper tunes a model of 0.6 billion parameters in stages on such pairs.
 #
-# The tower trains on the first 40 % of the log, the generator on the rest. Else the anchors of a training view would have seen its own click, those of a test view not.
+# The tower trains on the first 40 % of the log, the generator on the rest. Else the anchors of a training view would have seen its own click, those of a test view not. A training prompt's anchors are queries clicked in those 40 %; a test prompt's are taken from the whole log.
 
 
 # %%
@@ -601,10 +610,10 @@ def pool_until(end: int) -> np.ndarray:
 
 
 # %% tags=["page-only"]
-taken = corpus.clicked(corpus.test)
-shown = np.flatnonzero(taken >= 0)
+wanted = corpus.clicked(corpus.test)
+shown = np.flatnonzero(wanted >= 0)
 near, cosine = nearest(pool_until(len(corpus.log.video)), settings.k)
-met = [taken[view] in near[corpus.test.video[view]] for view in shown]
+met = [wanted[view] in near[corpus.test.video[view]] for view in shown]
 print(
     f"{len(shown):,} test clicks; among the eight nearest queries: {np.mean(met):.3f}"
 )
@@ -623,7 +632,7 @@ print(
 # $$s_x = [\,T_x\,;\,M_x\,;\,A_x\,;\,H_u\,].$$ (eq-04-prompt)
 #
 # The paper puts a separator between fields. As a dropped field would leave the reader to guess which one is missing, we put a mark of its kind in front of every entry instead. This is what the paper calls compression; nothing is learnt in it. The *verbose* prompt has the same entries with the same marks, and around them labels and
-# instructions, as one would write them to a large language model. So the two differ in words alone. It comes twice: cut at the length that the short prompt has, and whole. Only the second compares wording; the first compares what fits.
+# instructions, as one would write them to a large language model. So the two differ in words alone. It comes twice, whole and cut at `budget` tokens; at toy the short prompt does not reach these. What falls off is the end, so history goes first. Only the whole one compares wording.
 
 
 # %%
@@ -732,21 +741,25 @@ def sources(prompts: Sequence[Prompt], whole: bool = False) -> Tensor:
 # %% tags=["page-only"]
 example = np.flatnonzero(corpus.clicked(corpus.test) >= 0)[:1]
 for verbose in (False, True):
-    (prompt,) = prompts_of(corpus.test, example, Style(verbose=verbose), len(taken))
+    (prompt,) = prompts_of(
+        corpus.test, example, Style(verbose=verbose), len(corpus.log.video)
+    )
     plain = [reader.text(entry) for entry in prompt]
     print(f"{sum(map(len, prompt))} tokens: {' / '.join(plain)}\n")
 
 # %% [markdown]
-# A prompt never holds what another user typed, and a view with nothing but hashtags keeps anchors and history, or, in the worst case, nothing: then there is nothing to ground in, and rejecting is right.
+# A prompt never holds another user's searches. Under a video with nothing but hashtags the author's name, anchors and history remain. That this is little evidence nobody tells the model: it learns to reject from what reviewers refused alone.
 #
 # ## Step 4: a generator, and stage 1
 #
 # The generator is a BART {cite:p}`bart` with one small layer on either side; its table of words starts from the tower's. To every token of a prompt a vector of its *kind* is added, which the mark in front of its entry decides: a large model learns from a mark what belongs to it, one of a single layer hardly does. Beam search writes eight different queries, or `reject` among them.
 # Stage 1 is likelihood of the clicked query, or of `reject` where a reviewer said so:
 #
-# $$L_{\text{SFT}} = -\mathbb{E} \sum_t \log p_\theta(y_t \mid y_{<t}, s_x).$$ (eq-04-sft)
+# $$L_{\text{SFT}} = -\mathbb{E} \sum_t \log p_\theta(y^+_t \mid y^+_{<t}, s_x).$$ (eq-04-sft)
 #
-# Another thing is ours. The teacher of stage 3 will find the clicked query in its prompt, and a BART that has read the web knows what to do with a query in a prompt. Ours has read nothing, and hardly heeds what it is told (the trials are on the card).
+# The code takes the mean over all tokens of a batch in place of the sum. Of its `batch_size` rows `refusals` are refused.
+#
+# Another thing is ours. The teacher of stage 3 will find the clicked query in its prompt. Ours has read nothing before, and hardly heeds what it is told (the trials are on the card).
 # So one row in five of stage 1 reads a *hint*, a query at a random place, half of the time the clicked one, else another that was retrieved for the view. That is how it learns that such a query is evidence, and no more than that. All arms that have a stage 2 or 3, or likelihood in their place, start from this model, and none reads a hint when it serves.
 
 
@@ -1100,7 +1113,7 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters, beams as scor
 # ## Step 5: stage 2, lists of behaviour
 #
 # Each query near a view has a *level*: (1) this viewer clicked it and looked at products, (2) clicked it, (3) others clicked it under this video and looked, (4) others clicked, (5) it was shown and not clicked, (6) it was retrieved and not shown. Lower numbers should be likelier. Such lists are noisy; a
-# *monotone filter* keeps one query a level, the one with the highest past click rate, and then drops those whose rate says that they should stand higher: rates have to fall along the list. Rates and the clicks of others are those of the whole log, which for a training view holds later views too; no test view is in it.
+# *monotone filter* keeps one query a level, the one with the highest past click rate, and then drops those whose rate says that they should stand higher: along the list rates must not rise. Only views with a click get a list. Rates and the clicks of others are those of the whole log, so a rate holds the view's own click, and later ones. That is no leak: rates decide what a training list holds, no prompt has them, and no test view is in them.
 
 
 # %%
@@ -1193,10 +1206,10 @@ print(monotone(some, {10: 0.1, 11: 0.3, 12: 0.2, 13: 0.05, 14: 0.4, 20: 0.35}))
 #
 # What is learnt from a list is, for every clicked query in it, that it beats all that follow, measured by how much likelier each became than it was after stage 1:
 #
-# $$r_i = \ell_\theta(y_i \mid x) - \ell_{\text{ref}}(y_i \mid x), \qquad
-# L_{\text{list}} = \sum_{j:\, b(y_j) \le 4,\ j < n} \Bigl[ \log\Bigl(1 + \sum_{i > j} e^{\frac{\beta}{T}(r_i - r_j)}\Bigr) - \lambda_{\text{sft}}\, \ell_\theta(y_j \mid x) \Bigr].$$ (eq-04-list)
+# $$r_i = \ell_\theta(y_i) - \ell_0(y_i), \qquad
+# L_{\text{list}} = \sum_{j:\, b(y_j) \le 4,\ j < n} \Bigl[ \log\Bigl(1 + \sum_{i > j} e^{\frac{\beta}{h}(r_i - r_j)}\Bigr) - \lambda_{\text{sft}}\, \ell_\theta(y_j) \Bigr].$$ (eq-04-list)
 #
-# The first term is the negative log-probability that $y_j$ is drawn first among itself and its successors (Plackett and Luce) with scores $\frac{\beta}{T} r$: a ranking likelihood that stops where clicks do.
+# The first term is the negative log-probability that $y_j$ is drawn first among itself and its successors (Plackett and Luce) with scores $\frac{\beta}{h} r$: a ranking likelihood that stops where clicks do. A step reads `triggers` lists; the code adds the cross entropy of `refusals` refused prompts, so that these stay refused.
 
 
 # %%
@@ -1213,7 +1226,7 @@ def list_loss(
     Args:
         now, before: log-probabilities of the candidates, best first.
         clicked: levels 1 to 4. there: candidates, not padding.
-        scale: beta / T. weight: of the likelihood.
+        scale: beta / h. weight: of the likelihood.
 
     Shape: all (B, N) -> scalar.
     """
@@ -1222,9 +1235,9 @@ def list_loss(
     suffix = gain.flip(1).logcumsumexp(1).flip(1)  # of itself and all that follow
     last = there.sum(1, keepdim=True) - 1
     place = torch.arange(now.shape[1], device=now.device)
-    anchor = clicked & there & (place < last)
-    terms = torch.where(anchor, suffix - gain, 0.0)
-    terms = terms - weight * torch.where(anchor, now, 0.0)
+    winner = clicked & there & (place < last)
+    terms = torch.where(winner, suffix - gain, 0.0)
+    terms = terms - weight * torch.where(winner, now, 0.0)
     return terms.sum(1).mean()
 
 
@@ -1311,31 +1324,30 @@ def align(model: Seq2Seq, style: Style, draw_seed: int) -> History:
 # %% [markdown]
 # ## Step 6: stage 3, what a reader of the answer knows
 #
-# No model of rewards is trained. The teacher is a frozen copy of the model after stage 2, which *reads the clicked query*: it is inserted into the prompt between two entries, at random, so that no place gives it away. The student reads the prompt as it is served, and writes. On the student's own words
+# No model of rewards is trained. The teacher is a frozen copy of the model after stage 2, which *reads the clicked query*: it is inserted into the prompt, before, between or behind its entries, at random, so that no place gives it away. The student reads the prompt as it is served, and writes. On the student's own words
 # both say what should come next:
 #
-# $$x_S = s_x, \quad x_T = s_x \oplus_{\text{rand}} y_{\text{ref}}, \qquad \hat y \sim \pi_\theta(\cdot \mid x_S), \qquad
-# p_S = \operatorname{softmax}(z_S),\ p_T = \operatorname{softmax}(z_T / \tau),$$ (eq-04-teacher)
+# $$s_x^+ = s_x \oplus_{\text{rand}} y^+, \qquad \hat y \sim p_\theta(\cdot \mid s_x), \qquad
+# p = \operatorname{softmax}(z),\ q = \operatorname{softmax}(z^+ / \tau),$$ (eq-04-teacher)
 #
-# $$L = L_{\text{SFT}}(y_{\text{ref}} \mid x_S) + \tau^2 \bigl[ \lambda_F\, \mathrm{KL}(p_T \Vert p_S) + \lambda_R\, \mathrm{KL}(p_S \Vert p_T) \bigr] - \lambda_E\, H(p_S).$$ (eq-04-distil)
+# $$L = L_{\text{SFT}} + \tau^2 \bigl[ \lambda_F\, \mathrm{KL}(q \Vert p) + \lambda_R\, \mathrm{KL}(p \Vert q) \bigr] - \lambda_E\, \operatorname{Ent}(p).$$ (eq-04-distil)
 #
-# The forward divergence makes the student cover what the teacher supports; the reverse one takes away what the teacher rejects. Entropy is to be *large*: it comes with a minus, against a collapse onto one query. The paper adds R-Drop and an adversarial step with weights that we do not know; both are left out.
+# $L_{\text{SFT}}$ is that of stage 1, refusals included, on `distil_batch` rows. A divergence $\mathrm{KL}(q \Vert p) = \sum q \log (q / p)$ is 0 where both agree. With the teacher in front it is the *forward* one, with the student in front the *reverse* one; what each of them punishes is exercise 3. Entropy is to be *large*: it comes with a minus, against a collapse onto one query. The paper adds R-Drop and an adversarial step with weights that we do not know; both are left out.
 #
 # Two things in these formulae deserve a pause.
 #
-# *What can be learnt from this teacher?* With the forward divergence alone, the best student is the teacher's average over what was clicked under such a prompt, $\mathbb{E}[p_T \mid x_S]$. A teacher that copies what it is told averages to the chance of each click, and that is what likelihood teaches too. A gain has to come from elsewhere: a teacher that spreads some chance
+# *What can be learnt from this teacher?* With the forward divergence alone, the best student is the teacher's average over what was clicked under such a prompt, $\mathbb{E}[q \mid s_x]$. A teacher that copies what it is told averages to the chance of each click, and that is what likelihood teaches too. A gain has to come from elsewhere: a teacher that spreads some chance
 # over queries close to the clicked one, or places that the student reaches in its own writing and that no clicked query leads to. The arm `off_policy` takes the second away, `same_prompt` takes the told query away.
 #
-# *What does $\tau$ divide?* In distillation it usually divides the logits of both, and then $\tau^2$ makes up for gradients that shrink by as much. The re-implementation divides the teacher's alone. Then a student that agrees perfectly is *flatter* than its teacher, and $\tau^2$ makes it matter more. `softened` says which; the arm `tau_both` is the other reading.
-
-
+# *What does $\tau$ divide?* The equation prints what the re-implementation does: $\tau$ divides the teacher's logits alone. Then both divergences are zero only for a student whose logits are the teacher's over $\tau$. So the student is drawn to a *flatter* teacher even where that one knows no more than it does, and with weight $\tau^2$, which is 4. In distillation $\tau$ usually divides both, and $\tau^2$ makes up for
+# gradients that shrink by as much. `softened = "both"` is that reading (arm `tau_both`): $p = \operatorname{softmax}(z / \tau)$ in both divergences. $\operatorname{Ent}(p)$ is that of what is served, without $\tau$, in either.
 # %%
 def divergences(
     teacher: Tensor, student: Tensor, there: Tensor, tau: float, own_tau: float = 1.0
 ) -> dict[str, Tensor]:
     """Forward and reverse divergence, and the entropy of what the student writes, nats a token.
 
-    Tokens that nobody can write are left out of both.
+    The caller leaves out tokens that nobody can write.
 
     Args:
         tau, own_tau: what the teacher's and the student's logits are divided by in divergences.
@@ -1445,29 +1457,38 @@ def distil(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 # %% tags=["page-only"]
 guide, text = copy.deepcopy(model), rollout(model, few)
 told = [inserted(p, table.targets[n][:-1], 1) for n, p in enumerate(table.prompts[:2])]
+apart = {}
 with torch.no_grad():
     own = logits_of(model, read(model, few), text)
-    gaps = [
-        divergences(logits_of(guide, read(guide, source), text), own, text != PAD, 1.0)
-        for source in (few, sources(told, whole=True))
-    ]
-same, other = (float(gap["forward"]) for gap in gaps)
+    for label, source in (("same", few), ("told", sources(told, whole=True))):
+        said = logits_of(guide, read(guide, source), text)
+        for tau in (1.0, settings.tau):
+            parts = divergences(said, own, text != PAD, tau)
+            apart[label, tau] = float(parts["forward"])
+for (label, tau), value in apart.items():
+    print(f"teacher that reads the {label:4s}, tau {tau:.0f}: forward {value:.1e}")
+same, other, flat = (
+    apart[key] for key in (("same", 1.0), ("told", 1.0), ("same", settings.tau))
+)
 record.check("a teacher that reads the same says the same", same < 1e-6, f"{same:.0e}")
 record.check("one that was told says something else", other > 1e-6, f"{other:.0e}")
+record.check("tau alone sets the two apart", flat > 1e-6, f"{flat:.0e}")
 for place in range(3):
     entries = inserted([(2, 3), (4,)], (9,), place)
     print(["query" if e[0] == reader.insert else "entry" for e in entries])
 
 # %% [markdown]
+# The last check is a warning: with $\tau = 2$ a divergence above zero does not show that the teacher knows anything. Its forward divergence at the start of stage 3 is recorded with the told query (`forward_told`) and without (`forward_same`).
+#
 # Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
 #
 # And two ways to fool oneself are measured with it. A teacher that copies is right because it was told, which is what *hindsight* means; the question is whether its student, who is not told, gets better. And a student that learns to copy from its prompt shows in `copied`, the share of its queries
-# that stand word for word in the prompt. (Our inserted query has a mark of its own that no served prompt holds, so that copying it cannot carry over easily: `fixed` is a milder test here than where it looks like any other text.)
+# that stand word for word in the prompt. Anchors are often right, so some copying is healthy: the yardstick is `copied` of likelihood alone, the arm `sft`. The arm `fixed` always inserts the query at the prompt's end. (Our inserted query has a mark of its own that no served prompt holds, so that copying it cannot carry over easily: `fixed` is a milder test here than where it looks like any other text.)
 #
 # ## Step 7: rivals
 #
-# **A model of rewards.** A model of clicks learns from all that bars showed. In place of the divergences stage 3 then maximises what it says of sampled queries (advantages within a group of four); the likelihood of the clicked query stays, as in equation {eq}`eq-04-distil`. What the model says is a *proxy*: off the log's paths nobody has corrected it. Whether it is hacked shows where the proxy
-# rises and what it stands for does not. How good the proxy is to begin with is recorded too, as the area under its ROC curve on later views (`auc`): a poor one is easily hacked, and says little about good ones.
+# **A model of rewards.** A model of clicks learns from all that bars showed. In place of the divergences stage 3 then maximises what it says of sampled queries (each counts by its *advantage*, how far it lies above the mean of its group of four); the likelihood of the clicked query stays, as in equation {eq}`eq-04-distil`. What the model says is a *proxy* of clicks: off the log's paths nobody has corrected it. It is hacked where it
+# rises and true clicks do not. How good the proxy is to begin with is recorded too, as the area under its ROC curve on later views (`auc`): a poor one is easily hacked, and says little about good ones.
 
 
 # %%
@@ -1580,8 +1601,8 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% [markdown]
-# **The {term}`cascade`.** It retrieves the queries clicked most often under the video *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked, *and* those clicked most often under the author's other videos. It ranks by a logistic model of clicks with eight features, fitted on the log's last quarter with
-# counts of what came before; where it serves, counts are those of the whole log. All that it retrieved goes through the gate, in its order. A filter of its own refuses videos that look like those which reviewers refused. It does not write: a query that nobody clicked does not exist. `cached` is the same without neighbours and author: it has what was clicked under the video, or nothing.
+# **The cascade.** It retrieves the queries clicked most often under the video *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked, *and* those clicked most often under the author's other videos. It ranks by a logistic model of clicks with eight features: the cosine of query and video, the mean cosine of query and what the user typed, the query's click rate under the video, its clicks there in the tower's part of the log and later, its clicks in all, its clicks under the author, and its length. It is fitted on the log's last quarter with
+# counts of what came before; where it serves, counts are those of the whole log. All that it retrieved goes through the {term}`gate` (step 8), in its order. A filter of its own refuses videos that look like those which reviewers refused. It does not write: a query that nobody clicked does not exist. `cached` is the same without neighbours and author: it has what was clicked under the video, or nothing.
 
 
 # %%
@@ -1845,7 +1866,7 @@ def scores_of(
 
 
 def per_view(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """A ratio of sums as a mean of one value a view, whose spread is that of the ratio.
+    """A ratio of sums as a mean of one value a view, whose error is that of the ratio.
 
     That is the delta method: the values of (a_i - R b_i) / mean(b), moved to the mean R.
 
@@ -1862,12 +1883,12 @@ print(edits("mini tent", "mini tents"), round(bleu("red mini tent", "mini tent")
 print(per_view(np.array([1.0, 0.0, 2.0]), np.array([1.0, 1.0, 2.0])).round(3))
 
 # %% [markdown]
-# CTR is a ratio of two things that an arm changes. Its value for one view follows from the delta method; the mean of these values is clicks over exposures, and their spread is its error.
+# CTR is a ratio of two things that an arm changes. Its value for one view follows from the delta method; the mean of these values is clicks over exposures, and their standard deviation over $\sqrt{n}$ its error.
 #
-# What bars may show is decided by *one {term}`gate`*, fixed before any arm runs. A shop has a relevance model that was trained on reviewers' judgements; ours looks into the truth (the query names a thing of the video, and nothing that is wrong about it) and is wrong for one pair in fifty, always the same ones. A gate that is learnt from the log, such as the tower's cosine, would favour what was
+# What bars may show is decided by *one gate*, fixed before any arm runs. A shop has a relevance model that was trained on reviewers' judgements; ours looks into the truth (the query names a thing of the video, and nothing that is wrong about it) and is wrong for one pair in fifty, always the same ones. A gate that is learnt from the log, such as the tower's cosine, would favour what was
 # retrieved by it (the trials are on the card). The same gate and the same rules (no word twice, six words at most) hold for the cascade and for every generator. Beyond it, a generator shows nothing where it gives `reject` an even chance or more, and the cascade where its filter does.
 #
-# A gate that knows the truth forgives much: from a whole list it takes what fits. So clicks and bad cases are also counted without gate, rules and refusals, as if the first three of every list were shown: `open_clicks` and `open_bad`.
+# A gate that knows the truth forgives much: from a whole list it takes what fits. So clicks and bad cases are also counted without gate, rules and refusals, as if the first three of every list were shown: `open_clicks` and `open_bad`, both a view, whether it has a bar or not.
 
 
 # %%
@@ -2094,7 +2115,7 @@ def measure(name: str, model: Seq2Seq, style: Style) -> None:
     end = len(corpus.log.video)
     prompts = prompts_of(requests.views, requests.rows, style, end)
     lists, more = write_lists(model, prompts, style.whole)
-    offline = scores_of(lists, requests.wanted) | {"entropy": more["entropy"]}
+    offline = scores_of(lists, requests.wanted) | {"entropy_first": more["entropy"]}
     offline |= {"copied": copied(lists, prompts), "distinct": distinct(lists)}
     offline["tokens"] = np.array(
         [float((row != PAD).sum()) for row in sources(prompts, style.whole)]
@@ -2124,6 +2145,33 @@ def informed(name: str, model: Seq2Seq, label: str, how: str) -> None:
         own[:1] == [right] for own, right in zip(lists, requests.wanted, strict=True)
     ]
     record.metric(f"{name}/{label}_first", float(np.mean(first)))
+
+
+# %%
+def start_apart(model: Seq2Seq, how: str) -> float:
+    """Forward divergence where stage 3 starts: the teacher is still the student.
+
+    Args:
+        how: where its prompt has the clicked query; "": nowhere, so that tau alone sets them apart.
+    """
+    table, random = table_of(Style()), np.random.default_rng(0)
+    prompts = table.prompts[:256]
+    source = sources(prompts)
+    if how:
+        places = [place_in(prompt, how, random) for prompt in prompts]
+        queries = [target[:-1] for target in table.targets[:256]]
+        prompts = list(map(inserted, prompts, queries, places))
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "apart"))
+        text = rollout(model, source)
+    with torch.no_grad():
+        own, told = (
+            logits_of(model, read(model, s), text)[..., reader.writable]
+            for s in (source, sources(prompts, whole=True))
+        )
+    there = (text != PAD).to(own.device)
+    student = settings.tau if settings.softened == "both" else 1.0
+    return float(divergences(told, own, there, settings.tau, student)["forward"])
 
 
 # %%
@@ -2189,7 +2237,7 @@ def known_query(row: int) -> list[str]:
 # | `same_prompt` | a teacher that reads what the student reads, and so knows no more |
 # | `forward_only`, `reverse_only`, `no_entropy` | one term less |
 # | `fixed` | the clicked query always at the prompt's end |
-# | `tau_both` | the temperature divides the student's logits too (`tau_teacher`: the teacher's alone) |
+# | `tau_both` | the temperature divides the student's logits too (`tau_teacher`: the teacher's alone, which is `onebar` again unless `softened` is changed) |
 # | `reward` | stage 3 maximises the model of clicks, beside likelihood |
 # | `compressed`, `verbose`, `verbose_cut` | stage 1 alone, from a start of their own and without hints, with the three prompts |
 # | `no_T`, `no_M`, `no_A`, `no_H`, `frames`, `no_reject` | like `compressed`, with a field less, with pictures for summaries, without refusals |
@@ -2255,6 +2303,8 @@ def trained(name: str, plan: Plan) -> Seq2Seq:
             told = {"before": "", "teacher": "random", "teacher_fixed": "last"}
             for label, how in told.items():
                 informed(name, model, label, how)
+            for label, how in (("same", ""), ("told", "random")):
+                record.metric(f"{name}/forward_{label}", start_apart(model, how))
     began = time.process_time()
     HISTORIES[name] = last_stage(model, plan, draw_seed)
     spent += time.process_time() - began
@@ -2319,10 +2369,10 @@ for name in results:
         run_arm(name)
 
 # %% [markdown]
-# Healthy curves: the likelihood of stage 1 falls steeply while the model learns to copy from its prompt, then slowly. In stage 3 both divergences fall, and entropy must not fall to zero: a bar with eight versions of one query is a collapse. A forward divergence
-# that starts near zero means a teacher that ignores what it was told.
+# What to look for: the cross entropy of stage 1 falls steeply, then slowly. In stage 3 compare the forward divergence with the dashed line, where it would start for a teacher that reads only what the student reads. Up to there it is the temperature's work, not the told query's, and a student follows by growing flatter: its
+# entropy rises. Entropy that falls to zero would be a collapse, a bar with eight versions of one query.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of stage 1, mean of 20 steps. Right: stage 3, both divergences from the teacher and the student's own entropy, in nats a token. What falls is what the student takes over; entropy should stay clear of nought.", "name": "fig-04-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line that falls steeply, then slowly. Right three lines: forward and reverse divergence fall, entropy falls a little and stays above nought."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of stage 1, mean of 20 steps. Right: stage 3, both divergences from the teacher and the student's entropy on its own words, mean of 20 steps. Dashed: the forward divergence with which a teacher starts that was told nothing, made by the temperature alone.", "name": "fig-04-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line, the loss of stage 1. Right three lines, forward and reverse divergence and entropy, and a dashed level line for the start of a teacher that was told nothing."}}
 from minisearch.plots import COLORS, figure
 
 fig, (left, right) = figure(width=7, height=3.0, columns=2, layout="constrained")
@@ -2344,6 +2394,9 @@ for number, column in enumerate(("forward", "reverse", "entropy")):
         right.plot(
             *smooth(HISTORIES["onebar"], column), label=column, color=COLORS[number]
         )
+if "onebar" in HISTORIES:
+    level = record.metrics["onebar/forward_same"]
+    right.axhline(level, linestyle="--", color=COLORS[0], label="forward, told nothing")
 left.set(
     xlabel="step of stage 1", ylabel="cross entropy (nats a token)", ylim=(0, None)
 )
@@ -2356,7 +2409,7 @@ record.figure(fig, "loss", "Losses of stages 1 and 3.")
 #
 # ### On this page
 #
-# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_first` is how often it writes just that query first. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows in `entropy` first, that of the first word in nats. `copied` is the share of a list that stands in the prompt.
+# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_fixed_hr@8` is the same with the query always at the end, `teacher_first` how often the teacher writes just that query first. `start` is asked in the same way. `forward_told` and `forward_same` are the divergences at the start of stage 3. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows sooner in `entropy_first`, that of the first word in nats. `copied` is the share of a list that stands in the prompt. `exposed`, `clicks`, `orders` and `money` are expected, a view.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -2364,12 +2417,15 @@ import pandas as pd
 from minisearch import pages
 from minisearch.cards import load_cells
 
-TEACHER = ("before_hr@8", "teacher_hr@8", "teacher_fixed_hr@8", "teacher_first")
+TEACHER = (
+    "before_hr@8", "teacher_hr@8", "teacher_fixed_hr@8", "teacher_first",
+    "forward_told", "forward_same",
+)  # fmt: skip
 pages.score_table(record.metrics, ["start", "onebar"], TEACHER)
 
 # %% tags=["page-only", "hide-input"]
 METRICS = (
-    "hr@8", "mrr@8", "ed_hr@8", "bleu@8", "distinct", "copied", "entropy",
+    "hr@8", "mrr@8", "ed_hr@8", "bleu@8", "distinct", "copied", "entropy_first",
     "exposed", "clicks", "ctr", "orders", "money", "open_clicks", "open_bad",
 )  # fmt: skip
 pages.score_table(record.metrics, results, METRICS)
@@ -2397,7 +2453,7 @@ for number in range(min(3, len(requests.rows))):
 # %% [markdown]
 # ### Showing nothing
 #
-# Without the gate: let through the views whose `reject` is least likely, 60 to 100 % of them, and count bad cases among the bars that are shown. A curve further down is better at equal coverage. An arm whose refusals know nothing has a flat one.
+# Without the gate: let through the views whose `reject` is least likely, 60 to 100 % of them, and count bad cases among the bars that are shown (`open_bad` counts them over all views). A curve further down is better at equal coverage. An arm whose refusals know nothing has a flat one.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Bad cases among the bars shown, against the share of views with a bar, as more videos are let through. Each line lets the videos through in the order of its own chance of a rejection.", "name": "fig-04-cover"}, "image": {"alt": "One line an arm: bad cases among the bars shown, over the share of views with a bar."}}
 fig, ax = figure(height=3.2)
@@ -2488,22 +2544,12 @@ end = len(corpus.log.video)
 for label, style in {
     "short": Style(), "verbose, cut": Style(verbose=True),
     "verbose, whole": Style(verbose=True, whole=True),
-    "history alone": Style(fields="H"),
 }.items():  # fmt: skip
     some = prompts_of(requests.views, requests.rows[:64], style, end)
-    source = sources(some, style.whole)
-    model = MODELS.get(results[-1]) or new_model(0)
-    began = time.process_time()
-    with torch.no_grad():
-        read(model, source)
-    spent = 1000 * (time.process_time() - began) / len(some)
-    tokens = (source != PAD).sum(1).float().mean()
-    print(f"{label:15s} {tokens:5.1f} tokens, {spent:.2f} ms to read")
+    tokens = (sources(some, style.whole) != PAD).sum(1).float()
+    print(f"{label:15s} {tokens.mean():5.1f} tokens, {tokens.max():.0f} at most")
 
 # %% [markdown]
-# Title, summary and anchors change once a day, the history with every search. A reader that encoded the first three apart could keep their states, and read only the history's tokens (last row) when the video plays. That is a change of the model, as no word of the history would see a word of the title in the encoder; it is not
-# what the paper describes, and not built here.
-#
 # ### What the grid says
 
 # %% tags=["page-only", "hide-input"]
@@ -2583,14 +2629,14 @@ pages.tuning_table("04_onebar")
 #
 # ### Exercise 1: the list, by hand
 #
-# Write `anchor_loss`: the first term of the list's loss for *one* clicked candidate, from the scores $\frac{\beta}{T} r$ of a whole list, best first. Before you do: by how much does it change if all scores grow by one? If a candidate *in front of* the clicked one gets likelier?
+# Write `candidate_loss`: the first term of the list's loss for *one* clicked candidate, from the scores $\frac{\beta}{h} r$ of a whole list, best first. Predict first: by how much does it change if all scores grow by one? If a candidate *in front of* the clicked one gets likelier?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-list", "locked": false, "schema_version": 3, "solution": true, "task": false}
-def anchor_loss(scores: Sequence[float], place: int) -> float:
+def candidate_loss(scores: Sequence[float], place: int) -> float:
     """The loss of the candidate at a place (from 0) against those behind it, in nats."""
     ### BEGIN SOLUTION
     behind = np.array(scores[place + 1 :]) - scores[place]
@@ -2614,6 +2660,11 @@ def properties_of_lists(loss):
         "a rival behind costs",
         lambda: loss([0.0, 1.0], 0) > 1.3 > loss([0.0, 0.0], 0),
     )
+    given = [1.0, 0.0, 2.0]
+    yield (
+        "the scores stay as they were",
+        lambda: [loss(given, 1), given][1] == [1.0, 0.0, 2.0],
+    )
     yield (
         "by hand",
         lambda: np.isclose(
@@ -2623,13 +2674,15 @@ def properties_of_lists(loss):
     ### END HIDDEN TESTS
 
 
-assert check("ch04-list", anchor_loss)
+assert check("ch04-list", candidate_loss)
 
 # %% [markdown]
+# Neither changes it: only differences to candidates behind it count.
+#
 # ### Exercise 2: a silent bug
 #
-# For the training view of a video, a colleague's `anchors_with_a_bug` takes the queries clicked most often under it. HR@8 in training looks splendid, in the test it is worse than before. What did the prompts hold? Write `anchors_before`: the `k` queries that *others* clicked most often under the
-# video in *earlier* views; of equally many clicks the alphabetically first.
+# For the training view of a video, a colleague's `anchors_with_a_bug` takes the queries clicked most often under it. HR@8 in training looks splendid, in the test it is worse than before. What did the prompts hold? Write `anchors_before`: a list of the `k` queries that *others* clicked most often under the
+# video in *earlier* views, not of the same moment. Somebody's two clicks count twice; of equally many clicks the alphabetically first. The viewer's own earlier clicks would be no leak; they are left out all the same, as they are history.
 
 
 # %% tags=["page-only"]
@@ -2664,22 +2717,35 @@ def properties_of_anchors(of):
     yield "its own click is none", lambda: of([view], view, 3) == []
     yield "an earlier one", lambda: of([click(1, 2, "lamp"), view], view, 3) == ["lamp"]
     ### BEGIN HIDDEN TESTS
-    yield "not the future", lambda: of([click(9, 2, "lamp")], view, 3) == []
-    yield "not the same moment", lambda: of([click(5, 2, "lamp")], view, 3) == []
-    yield "another video", lambda: of([click(1, 2, "lamp", 8)], view, 3) == []
-    yield "the same user, earlier", lambda: of([click(1, 7, "lamp")], view, 3) == []
+    lamp, rugs = click(1, 2, "lamp"), [click(1, 3, "rug"), click(2, 4, "rug")]
+    late, own = [click(9, n, "lamp") for n in (5, 6)], [click(1, 7, "rug")]
+    beds = [click(1, 2, "bed"), click(4, 3, "rug")]
+    same = [click(1, 2, "rug"), click(2, 2, "rug")]
+    elsewhere = [click(n, n + 9, "lamp", 8) for n in range(1, 4)]
+    own_lamps = [click(n, 7, "lamp") for n in (3, 4)]
+    first = {
+        "not the future": (late, []),
+        "not the same moment": ([click(5, 2, "lamp")], []),
+        "another video": (elsewhere, []),
+        "the same user, earlier": (own, []),
+        "its words, by another": ([click(1, 2, "mini tent")], ["mini tent"]),
+        "most clicks first": ([lamp, *rugs], ["rug"]),
+        "ties by the alphabet": (beds, ["bed"]),
+        "and not by their order": (beds[::-1], ["bed"]),
+        "clicks, not people": ([*same, click(3, 3, "bed")], ["rug"]),
+        "other videos do not lift": ([lamp, *rugs, *elsewhere], ["rug"]),
+        "nor what comes late": ([lamp, *rugs, *late], ["rug"]),
+        "nor the user's own": ([lamp, *rugs, *own_lamps], ["rug"]),
+        "somebody else clicked it too": ([*own, click(2, 2, "rug")], ["rug"]),
+    }
+    for label, (clicks, wanted) in first.items():
+        yield label, lambda c=clicks, w=wanted: of(list(c), view, 1) == w
+    yield "no more than k", lambda: of([lamp, *rugs], view, 0) == []
+    given = [*rugs[::-1], lamp]
     yield (
-        "the same words from somebody else",
-        lambda: of([click(1, 2, "mini tent")], view, 3) == ["mini tent"],
+        "clicks stay as they were",
+        lambda: [of(given, view, 1), given][1] == [*rugs[::-1], lamp],
     )
-    more = [
-        click(1, 2, "rug"),
-        click(2, 3, "lamp"),
-        click(3, 4, "lamp"),
-        click(4, 5, "bed"),
-    ]
-    yield "most clicks first", lambda: of(more, view, 2) == ["lamp", "bed"]
-    yield "no more than k", lambda: of(more, view, 1) == ["lamp"]
     ### END HIDDEN TESTS
 
 
@@ -2688,8 +2754,8 @@ assert check("ch04-leak", anchors_before)
 # %% [markdown]
 # ### Exercise 3: predict, then break it
 #
-# A teacher has two good queries and a bad one: $p_T = (.5, .5, 0)$, the zero being a millionth. Four students: one covers everything evenly, one covers both good queries, one sits on a single good query, one is undecided between a good and the bad one. Predict: which student has the smallest forward divergence, which the
-# smallest reverse one, and which divergence forgives the student who dropped a good query? Then write `both_ways`, and look.
+# A teacher has two good queries and a bad one: $q = (.5, .5, 0)$, the zero being a millionth. Four students: one covers everything evenly, one covers both good queries, one sits on a single good query, one has both and a tenth on the bad one. Predict: of the one who covers everything and the one who sits on one,
+# which does the forward divergence prefer, which the reverse one? And whom does the reverse one prefer, the one who sits on a good query or the one with a tenth on the bad one? Then write `both_ways`, and look.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-ways", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2715,6 +2781,12 @@ def properties_of_ways(ways):
     yield "by hand", lambda: np.allclose(ways(*uneven), hand)
     yield "turned round", lambda: np.allclose(ways(*uneven[::-1]), hand[::-1])
     yield "never negative", lambda: min(ways([0.2, 0.8], [0.6, 0.4])) > 0
+    three, even = ([0.5, 0.3, 0.2], [0.2, 0.3, 0.5]), [1 / 3] * 3
+    yield "all of three", lambda: np.allclose(ways(*three), 0.2749, atol=1e-4)
+    swapped = [0.5, 0.25, 0.25], [0.25, 0.5, 0.25]
+    yield "a sum, no mean", lambda: np.allclose(ways(*swapped), 0.1733, atol=1e-4)
+    rare = [0.5, 0.5 - 1e-6, 1e-6]
+    yield "a rare one", lambda: np.isclose(ways(rare, even)[1], 3.97, atol=0.01)
     ### END HIDDEN TESTS
 
 
@@ -2727,7 +2799,7 @@ students = {
     "covers everything": [1 / 3] * 3,
     "covers both good": [0.5, 0.5 - 0.01, 0.01],
     "sits on one": [1 - 2 * tiny_chance, tiny_chance, tiny_chance],
-    "good and bad": [0.5, tiny_chance, 0.5 - tiny_chance],
+    "a tenth on the bad": [0.45, 0.45, 0.1],
 }
 for label, own in students.items():
     print(
@@ -2735,11 +2807,11 @@ for label, own in students.items():
     )
 
 # %% [markdown]
-# The forward divergence punishes the student who dropped a query, the reverse one hardly does: it punishes who writes what the teacher rejects. With the reverse one alone a student may sit on one query; with eight places in a bar that is a loss.
+# The forward divergence punishes the student who dropped a query, and forgives who covers too much. The reverse one punishes who writes what the teacher rejects: a tenth on the bad query costs more than a good one dropped. With the reverse one alone a student may sit on one query; with eight places in a bar that is a loss.
 #
 # ### Exercise 4: three figures that should be two
 #
-# Write `ctr_lift`: the relative change of clicks per exposure, from those of exposures and clicks; and `base_of`: the CTR before, if the reported change were in percentage *points*. What do the paper's +16.91 %, +18.68 % and +0.19 % give?
+# Write `ctr_lift`: the relative change of clicks per exposure, from those of exposures and clicks; and `base_of`: the CTR before, if the reported change were in percentage *points*; it may call `ctr_lift`, whose result is not 0 there. What do the paper's +16.91 %, +18.68 % and +0.19 % give?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-ctr", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2758,6 +2830,8 @@ def properties_of_ctr(lift):
     yield "clicks alone", lambda: np.isclose(lift(0.0, 0.1), 0.1)
     yield "exposures alone", lambda: np.isclose(lift(0.25, 0.0), -0.2)
     yield "not a difference", lambda: np.isclose(lift(1.0, 1.5), 0.25)
+    exact = 0.0151399
+    yield "not rounded", lambda: np.isclose(lift(0.1691, 0.1868), exact, rtol=1e-5)
     ### END HIDDEN TESTS
 
 
@@ -2780,8 +2854,9 @@ def properties_of_base(base):
         lambda: np.isclose(base(0.0, 0.1, 0.01), 0.1),
     )
     ### BEGIN HIDDEN TESTS
-    yield "the paper's figures", lambda: 0.12 < base(0.1691, 0.1868, 0.0019) < 0.13
-    yield "points are no per cent", lambda: base(0.0, 0.1, 0.01) < 1
+    paper = 0.1691, 0.1868, 0.0019
+    yield "the paper's figures", lambda: np.isclose(base(*paper), 0.1255, atol=1e-4)
+    yield "exposures alone", lambda: np.isclose(base(0.25, 0.0, -0.02), 0.1)
     ### END HIDDEN TESTS
 
 
@@ -2794,7 +2869,7 @@ print(f"0.19 points would be from a CTR of {base_of(0.1691, 0.1868, 0.0019):.1%}
 # %% [markdown]
 # ### Exercise 5: flat, or not known?
 #
-# Write `verdict_on` for an interval of a relative change and a margin: "flat" if the whole interval lies within the margin, "changed" if it lies beyond it on one side, else "not known". Two tests report a change that is "not significant": [-9 %, +8 %] and [-.4 %, +.6 %]. With a margin of 2 %, what do they say?
+# Write `verdict_on` for an interval of a relative change and a margin: "flat" if the whole interval lies within the margin, "changed" if it lies beyond it on one side, else "not known". Here, unlike in the table of the online experiment, the margin alone decides: a change that is clear and small is flat. An interval that just touches the margin is "not known". Two tests report a change that is "not significant": [-9 %, +8 %] and [-.4 %, +.6 %]. With a margin of 2 %, what do they say?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-flat", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2818,6 +2893,9 @@ def properties_of_verdicts(of):
     yield "below it", lambda: of(-0.06, -0.03, 0.02) == "changed"
     yield "across the margin", lambda: of(0.01, 0.05, 0.02) == "not known"
     yield "significant, not beyond", lambda: of(-0.03, -0.01, 0.02) == "not known"
+    yield "another margin", lambda: of(-0.03, 0.04, 0.05) == "flat"
+    yield "a smaller one", lambda: of(0.01, 0.02, 0.005) == "changed"
+    yield "one bound outside", lambda: of(-0.005, 0.03, 0.02) == "not known"
     ### END HIDDEN TESTS
 
 
@@ -2826,7 +2904,7 @@ assert check("ch04-flat", verdict_on)
 # %% [markdown]
 # ## At scale
 #
-# `small` reads talks: titles, speakers and descriptions in place of videos, and constructed queries. Nobody has clicked any of them, so that there is no online comparison, no refusal and no history. `full` has the shape of BART-base and prompts of 512 tokens; a log of views and clicks to train it on is not public. The checkpoint's weights are not loaded, as its words are another
+# `small` reads talks: titles, speakers and descriptions in place of videos, and constructed queries. Nobody has clicked any of them, so that there is no online comparison, no refusal and no history. `full` has the shape of BART-base and prompts of 512 tokens; a log of views and clicks to train it on is not public. BART-base's published weights are not loaded, as its tokens are another
 # alphabet. Where there is a GPU the stages train on it; test queries are written on the CPU afterwards.
 
 # %% tags=["page-only", "hide-input"]

@@ -13,6 +13,7 @@ and the start (75) and the cascade (a few) once: 25 CPU-minutes a world.
 Reads: choose each arm's setting by its mean hr@8 over the worlds (cascade: by clicks), the smallest change among ties
 within .005; write all of it to the card's `tuning`. Ablations take onebar's choice.
 """
+
 from __future__ import annotations
 import argparse, json, sys, tempfile, time
 from dataclasses import replace
@@ -35,20 +36,33 @@ SWEEP: dict[str, list[dict]] = {
         {"distil_rate": 5e-4, "tau": 1.0, "beta": 1.0},
         {"distil_rate": 5e-4, "tau": 1.0, "list_rate": 1e-4},
     ],
-    "cascade": [
-        {"neighbours": n, "ridge": r} for n in (8, 16, 24, 48) for r in (1.0, 100.0)
-    ],
+    "cascade": [{"neighbours": n, "ridge": r} for n in (8, 16, 24, 48) for r in (1.0, 100.0)],
     "compressed": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)],
     "verbose": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)],
 }
 CLAIMS = (("sft", "onebar", "cascade"), ("compressed", "verbose"))
 assert all(len({len(SWEEP[arm]) for arm in arms}) == 1 for arms in CLAIMS)
-SHOWN = ("hr@8", "mrr@8", "entropy", "distinct", "copied", "before_hr@8", "teacher_hr@8", "exposed", "clicks", "ctr", "open_clicks", "open_bad")
+SHOWN = (
+    "hr@8",
+    "mrr@8",
+    "entropy_first",
+    "distinct",
+    "copied",
+    "before_hr@8",
+    "teacher_hr@8",
+    "exposed",
+    "clicks",
+    "ctr",
+    "open_clicks",
+    "open_bad",
+)
 
 
 def world_of(c, profile, world):
     """Everything that does not depend on a setting of the sweep."""
-    names = dict(profile=profile, world_seed=world, init_seed=0, data="", title_noise=-1.0, gate=-1.0)
+    names = dict(
+        profile=profile, world_seed=world, init_seed=0, data="", title_noise=-1.0, gate=-1.0
+    )
     names |= {"settings": c.BarSettings.of(profile), "HISTORIES": {}, "MODELS": {}, "LISTS": {}}
     for name, value in names.items():
         setattr(c, name, value)
@@ -96,7 +110,9 @@ def main():
             began = time.process_time()
             c.run_arm(arm)
             spent, m = time.process_time() - began, c.record.metrics
-            told = "  ".join(f"{n} {m[f'{arm}/{n}']:.4f}" for n in SHOWN if m.get(f"{arm}/{n}") is not None)
+            told = "  ".join(
+                f"{n} {m[f'{arm}/{n}']:.4f}" for n in SHOWN if m.get(f"{arm}/{n}") is not None
+            )
             line = f"{key}\t{told}  cpu {spent:.0f}s"
             print(line, flush=True)
             with log.open("a") as file:

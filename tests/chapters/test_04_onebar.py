@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -293,7 +294,7 @@ def test_a_list_loss_by_hand(page):
     assert float(with_sft) == pytest.approx(first + second - 2 * (0.0 + 1.0), abs=1e-5)
 
 
-def test_the_last_candidate_and_padding_are_no_anchors(page):
+def test_the_last_candidate_and_padding_win_nothing(page):
     now = torch.tensor([[1.0, 2.0, 50.0]], requires_grad=True)
     clicked = torch.tensor([[True, True, True]])
     there = torch.tensor([[True, True, False]])
@@ -363,6 +364,15 @@ def test_what_the_temperature_divides_is_the_plans_or_the_settings(page, softene
         patch.setattr(module.model, "train", lambda *_: module.model)  # no dropout
         found = module.loss(batch)
     assert (float(found["forward"]) < 1e-5) == equal
+
+
+def test_where_stage_three_starts_the_temperature_alone_sets_equals_apart(page, model, monkeypatch):
+    assert page.start_apart(model, "") > 1e-4
+    for change in ({"tau": 1.0}, {"softened": "both"}):
+        with monkeypatch.context() as patch:
+            patch.setattr(page, "settings", replace(page.settings, **change))
+            assert page.start_apart(model, "") == pytest.approx(0, abs=1e-6)
+            assert page.start_apart(model, "random") > 1e-6
 
 
 def test_divergences_by_hand(page):
@@ -822,31 +832,116 @@ def test_bad_talks_are_named(page, tmp_path, text, named):
 # --- exercises ------------------------------------------------------------------------------------
 
 
+def in_place(function):
+    """The same answer, but what was given is changed."""
+
+    def wrong(given, *rest):
+        found = function(given, *rest)
+        given.sort(key=str)
+        del given[1:]
+        return found
+
+    return wrong
+
+
+def right_loss(scores, place):
+    return float(np.log1p(np.exp(np.array(scores[place + 1 :]) - scores[place]).sum()))
+
+
+def counted(clicks, view, k, *, key=None, anywhere=False, whole=False):
+    """Anchors as they should be, or with one thing wrong."""
+    good = [
+        c for c in clicks if c["time"] < view["time"] and c["user"] != view["user"]
+        if anywhere or c["video"] == view["video"]
+    ]  # fmt: skip
+    here = {c["query"] for c in good if c["video"] == view["video"]}
+    counts = Counter(c["query"] for c in (clicks if whole else good) if c["query"] in here)
+    return sorted(counts, key=key(good, counts) if key else lambda q: (-counts[q], q))[:k]
+
+
+def of_people(clicks, view, k):
+    once = {(c["user"], c["query"]): c for c in clicks}
+    return counted(list(once.values()), view, k)
+
+
+def of_new_queries(clicks, view, k):
+    own = {c["query"] for c in clicks if c["user"] == view["user"] and c is not view}
+    return counted([c for c in clicks if c["query"] not in own], view, k)
+
+
+def latest(clicks, counts):
+    return lambda q: (-counts[q], -max(c["time"] for c in clicks if c["query"] == q))
+
+
+def two_entries(teacher, student):
+    pairs = list(zip(teacher, student, strict=True))[:2]
+    return tuple(
+        sum(p * np.log(p / q) for p, q in side) for side in (pairs, [(q, p) for p, q in pairs])
+    )
+
+
+def clipped(teacher, student):
+    t, s = (np.maximum(np.array(side), 1e-3) for side in (teacher, student))
+    return float((t * np.log(t / s)).sum()), float((s * np.log(s / t)).sum())
+
+
+def mean_twice(teacher, student):
+    t, s = np.array(teacher), np.array(student)
+    return 2 * float((t * np.log(t / s)).mean()), 2 * float((s * np.log(s / t)).mean())
+
+
+def with_margin(low, high, margin):
+    if -margin < low and high < margin:
+        return "flat"
+    return "changed" if low > margin or high < -margin else "not known"
+
+
 WRONG = {
-    "anchor_loss": [
+    "candidate_loss": [
         lambda s, p: float(np.log(np.exp(np.array(s) - s[p]).sum())),
         lambda s, p: float(np.log1p(np.exp(max(s[p + 1 :], default=-99) - s[p]))),
+        in_place(right_loss),
     ],
-    "ctr_lift": [lambda e, c: c - e, lambda e, c: c / e - 1 if e else c],
+    "ctr_lift": [
+        lambda e, c: c - e,
+        lambda e, c: c / e - 1 if e else c,
+        lambda e, c: round((1 + c) / (1 + e) - 1, 4),
+    ],
     "base_of": [
         lambda e, c, points: 100 * points / (c or 1),
         lambda e, c, points: points / (c - e),
+        lambda e, c, points: points / (c - e - e * c + e * e),
+        lambda e, c, points: points / round((1 + c) / (1 + e) - 1, 3),
     ],
     "verdict_on": [
         lambda low, high, m: "flat" if low < 0 < high else "changed",
         lambda low, high, m: "flat" if abs((low + high) / 2) < m else "changed",
+        lambda low, high, m: with_margin(low, high, 0.02),
+        lambda low, high, m: (
+            "flat" if abs(low + high) / 2 < m and high - low < 2 * m else with_margin(low, high, m)
+        ),
     ],
     "both_ways": [
-        lambda t, s: (float(np.sum(np.array(t) * np.log(np.array(t) / np.array(s)))),) * 2
+        lambda t, s: (float(np.sum(np.array(t) * np.log(np.array(t) / np.array(s)))),) * 2,
+        two_entries,
+        mean_twice,
+        clipped,
     ],
     "anchors_before": [
         lambda clicks, view, k: [
             c["query"] for c in clicks if c["video"] == view["video"] and c is not view
-        ][:k]
+        ][:k],
+        lambda clicks, view, k: counted(clicks, view, k, whole=True),
+        lambda clicks, view, k: counted(clicks, view, k, anywhere=True),
+        lambda clicks, view, k: counted(clicks, view, k, key=latest),
+        lambda clicks, view, k: counted(clicks, view, max(k, 1)),
+        of_people,
+        of_new_queries,
+        in_place(counted),
     ],
 }
 IDS = {
-    "anchor_loss": "properties_of_lists", "ctr_lift": "properties_of_ctr",
+    "candidate_loss": "properties_of_lists", "ctr_lift": "properties_of_ctr",
     "base_of": "properties_of_base",
     "verdict_on": "properties_of_verdicts", "both_ways": "properties_of_ways",
     "anchors_before": "properties_of_anchors",
@@ -865,5 +960,5 @@ def test_solutions_pass_and_plausible_errors_do_not(page, name):
         return True
 
     assert holds(getattr(page, name))
-    for wrong in WRONG[name]:
-        assert not holds(wrong)
+    passed = [number for number, wrong in enumerate(WRONG[name]) if holds(wrong)]
+    assert not passed
