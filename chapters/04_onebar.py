@@ -17,7 +17,7 @@
 # Somebody watches a stranger pack for a camping trip. Under the video stands a bar with a query in it: *mini tent*. Tap it, and the shop opens; wait, and a second and a third query take their turn. A good bar names what this
 # viewer would have typed; a poor one repeats a hashtag. Today such bars are filled by a {term}`cascade`: queries that others clicked are looked up, filtered and ranked, and a video
 # that went up an hour ago has none. OneBar {cite:p}`onebar` *writes* the query instead, from what the video shows, what similar videos led to, and what the viewer searched before. It learns which query is
-# preferred from clicks alone, without a model of rewards, that is, of what a query is worth: in training the model may read the clicked query, and teaches itself, who may not. This chapter
+# preferred from clicks alone, without a model of what a query is worth: in training the model may read the clicked query, and teaches itself, who may not. This chapter
 # builds the generator, its three stages and a fair cascade, and asks what each stage adds beyond longer training.
 
 # %% tags=["page-only", "hide-input"]
@@ -111,7 +111,7 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[[0, 1, 5]]:
 # us. The world, every toy size and every margin are **ours**, and no verdict compares a toy number with the paper's.
 # :::
 #
-# Exposures, clicks and query CTR are three figures where two would do, and they do not agree (exercise 4). Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
+# Exposures, clicks and query CTR are three figures where two would do, and they do not agree (exercise 4); what the query CTR is a ratio of we could not read. Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
 #
 # ## Symbols
 #
@@ -121,7 +121,7 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[[0, 1, 5]]:
 # | $T_x, M_x, A_x, H_u$ | title, summary, {term}`anchors`, the user's history | `FIELDS` |
 # | $s_x$ | the prompt made of them | `prompts_of` |
 # | $s_x^+$ | the same with the clicked query in it, for the teacher | `inserted` |
-# | $y^+$ | the query that was clicked, or `reject` | `Table.targets` |
+# | $y^+$ | the query that was clicked | `Table.targets` |
 # | $p_\theta$ | the model's probability of a token | `logits_of` |
 # | $\ell_\theta(y)$, $\ell_0(y)$ | log-probability of a query after $s_x$; the same after stage 1 | `log_chance` |
 # | $y_1, \dots, y_n$; $b(y)$ | the candidates of a list, best first; behaviour level, 1 the strongest | `levels_of` |
@@ -241,7 +241,7 @@ record = Recorder.from_environment()
 # ## Step 1: what may be read
 #
 # Of a video: title, author, the summary, and whether a reviewer said that nothing may be offered under it (one in twenty is wrong). Of a view: who watched, which queries were retrieved, which three of them the bar showed in turn, which was clicked, and whether a look at products followed (`engaged`). Of a user: what was typed into the shop before.
-# The truth (which two things a video shows, what each viewer wants) is read by judges alone: by `outcomes`, which says how often a bar would be clicked, by the gate, and by the arm `oracle`. The arm `frames` is shown pictures of it.
+# The truth (which two things a video shows, what each viewer wants) is kept from every method. `outcomes` reads it, which says how often a bar would be clicked, and so do the gate and the arm `oracle`. The arm `frames` is shown pictures made from it.
 #
 # A quarter of the videos are *new*: no view of the log has them, over a third of the test views do.
 
@@ -390,7 +390,7 @@ def cleaned(title: str, author: str = "") -> str:
 print(cleaned("omg mini tent mini @milo link in bio buy now #viral", "milo"))
 
 # %% [markdown]
-# One numbering serves all that is read and written: words, and six marks: one for each of the four fields, which stands in front of its entries, one for a query that is inserted (step 6), and `reject`, which the model writes when nothing should be shown.
+# One numbering serves all that is read and written: words, and six marks: one for each of the four fields, in front of its entries; one for a query that is inserted (step 6), and `reject`, which the model writes when nothing should be shown.
 
 
 # %%
@@ -632,7 +632,7 @@ print(
 # $$s_x = [\,T_x\,;\,M_x\,;\,A_x\,;\,H_u\,].$$ (eq-04-prompt)
 #
 # The paper puts a separator between fields. As a dropped field would leave the reader to guess which one is missing, we put a mark of its kind in front of every entry instead. This is what the paper calls compression; nothing is learnt in it. The *verbose* prompt has the same entries with the same marks, and around them labels and
-# instructions, as one would write them to a large language model. So the two differ in words alone. It comes twice, whole and cut at `budget` tokens; at toy the short prompt does not reach these. What falls off is the end, so history goes first. Only the whole one compares wording.
+# instructions, as one would write them to a large language model. So the two differ in words alone. It comes twice, whole and cut at `budget` tokens; at toy the short prompt does not reach these. What falls off is the end: the closing sentence, then history. Only the whole one compares wording.
 
 
 # %%
@@ -757,7 +757,7 @@ for verbose in (False, True):
 #
 # $$L_{\text{SFT}} = -\mathbb{E} \sum_t \log p_\theta(y^+_t \mid y^+_{<t}, s_x).$$ (eq-04-sft)
 #
-# The code takes the mean over all tokens of a batch in place of the sum. Of its `batch_size` rows `refusals` are refused.
+# For a refused video $y^+$ is `reject` here. The code takes the mean over all tokens of a batch in place of the sum. Of its `batch_size` rows `refusals` are refused.
 #
 # Another thing is ours. The teacher of stage 3 will find the clicked query in its prompt. Ours has read nothing before, and hardly heeds what it is told (the trials are on the card).
 # So one row in five of stage 1 reads a *hint*, a query at a random place, half of the time the clicked one, else another that was retrieved for the view. That is how it learns that such a query is evidence, and no more than that. All arms that have a stage 2 or 3, or likelihood in their place, start from this model, and none reads a hint when it serves.
@@ -1334,12 +1334,10 @@ def align(model: Seq2Seq, style: Style, draw_seed: int) -> History:
 #
 # $L_{\text{SFT}}$ is that of stage 1, refusals included, on `distil_batch` rows. A divergence $\mathrm{KL}(q \Vert p) = \sum q \log (q / p)$ is 0 where both agree. With the teacher in front it is the *forward* one, with the student in front the *reverse* one; what each of them punishes is exercise 3. Entropy is to be *large*: it comes with a minus, against a collapse onto one query. The paper adds R-Drop and an adversarial step with weights that we do not know; both are left out.
 #
-# Two things in these formulae deserve a pause.
-#
 # *What can be learnt from this teacher?* With the forward divergence alone, the best student is the teacher's average over what was clicked under such a prompt, $\mathbb{E}[q \mid s_x]$. A teacher that copies what it is told averages to the chance of each click, and that is what likelihood teaches too. A gain has to come from elsewhere: a teacher that spreads some chance
 # over queries close to the clicked one, or places that the student reaches in its own writing and that no clicked query leads to. The arm `off_policy` takes the second away, `same_prompt` takes the told query away.
 #
-# *What does $\tau$ divide?* The equation prints what the re-implementation does: $\tau$ divides the teacher's logits alone. Then both divergences are zero only for a student whose logits are the teacher's over $\tau$. So the student is drawn to a *flatter* teacher even where that one knows no more than it does, and with weight $\tau^2$, which is 4. In distillation $\tau$ usually divides both, and $\tau^2$ makes up for
+# *What does $\tau$ divide?* The equation prints what the re-implementation does: $\tau$ divides the teacher's logits alone. Then both divergences are zero only for a student whose logits are the teacher's over $\tau$. So the student is drawn to a *flatter* teacher even where that one knows no more than it does, and with weight $\tau^2$, 4 where $\tau = 2$. In distillation $\tau$ usually divides both, and $\tau^2$ makes up for
 # gradients that shrink by as much. `softened = "both"` is that reading (arm `tau_both`): $p = \operatorname{softmax}(z / \tau)$ in both divergences. $\operatorname{Ent}(p)$ is that of what is served, without $\tau$, in either.
 # %%
 def divergences(
@@ -1478,8 +1476,6 @@ for place in range(3):
     print(["query" if e[0] == reader.insert else "entry" for e in entries])
 
 # %% [markdown]
-# The last check is a warning: with $\tau = 2$ a divergence above zero does not show that the teacher knows anything. Its forward divergence at the start of stage 3 is recorded with the told query (`forward_told`) and without (`forward_same`).
-#
 # Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
 #
 # And two ways to fool oneself are measured with it. A teacher that copies is right because it was told, which is what *hindsight* means; the question is whether its student, who is not told, gets better. And a student that learns to copy from its prompt shows in `copied`, the share of its queries
@@ -1805,7 +1801,7 @@ def seen_summaries() -> list[str]:
 # %% [markdown]
 # ## Step 8: how it is judged
 #
-# Two sets of later views, both frozen. *Requests* are views with a click: is the clicked query among the eight? HR@8, MRR@8, ED-HR@8 (within two letters) and BLEU@8, the best of the eight. Exact match is a hard measure: a query in another word for the same thing is a miss. It is a narrow one, too. Only what the bar of that time showed could be clicked; somebody who knows
+# Two sets of later views, both frozen. *Requests* are views with a click: is the clicked query among the eight? Exact match is a hard measure: a query in another word for the same thing is a miss. It is a narrow one, too. Only what the bar of that time showed could be clicked; somebody who knows
 # exactly what the viewer wants, and says so in words of their own (the arm `oracle`), is seldom met. So HR@8 says how well clicks under the *old* bar are foretold.
 #
 # *Bars* are views of all kinds, for the online comparison: a bar shows up to three queries in turn, and because the world is simulated it is known how often it would be clicked. That says whether viewers are served. A *bad case* is a bar whose first query names no thing of the video, or any bar under a video that sells nothing.
@@ -2369,10 +2365,10 @@ for name in results:
         run_arm(name)
 
 # %% [markdown]
-# What to look for: the cross entropy of stage 1 falls steeply, then slowly. In stage 3 compare the forward divergence with the dashed line, where it would start for a teacher that reads only what the student reads. Up to there it is the temperature's work, not the told query's, and a student follows by growing flatter: its
+# What to look for: the cross entropy of stage 1 falls steeply, then slowly. In stage 3 compare the forward divergence with the dotted line, where it would start for a teacher that reads only what the student reads. Up to there it is the temperature's work, not the told query's, and a student follows by growing flatter: its
 # entropy rises. Entropy that falls to zero would be a collapse, a bar with eight versions of one query.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of stage 1, mean of 20 steps. Right: stage 3, both divergences from the teacher and the student's entropy on its own words, mean of 20 steps. Dashed: the forward divergence with which a teacher starts that was told nothing, made by the temperature alone.", "name": "fig-04-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line, the loss of stage 1. Right three lines, forward and reverse divergence and entropy, and a dashed level line for the start of a teacher that was told nothing."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of stage 1, mean of 20 steps. Right: stage 3, both divergences from the teacher and the student's entropy on its own words, mean of 20 steps. Dotted: the forward divergence with which a teacher starts that was told nothing, made by the temperature alone.", "name": "fig-04-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line, the loss of stage 1. Right three lines, forward and reverse divergence and entropy, and a dotted level line for the start of a teacher that was told nothing."}}
 from minisearch.plots import COLORS, figure
 
 fig, (left, right) = figure(width=7, height=3.0, columns=2, layout="constrained")
@@ -2396,7 +2392,7 @@ for number, column in enumerate(("forward", "reverse", "entropy")):
         )
 if "onebar" in HISTORIES:
     level = record.metrics["onebar/forward_same"]
-    right.axhline(level, linestyle="--", color=COLORS[0], label="forward, told nothing")
+    right.axhline(level, linestyle=":", color="0.4", label="forward, told nothing")
 left.set(
     xlabel="step of stage 1", ylabel="cross entropy (nats a token)", ylim=(0, None)
 )
@@ -2409,7 +2405,7 @@ record.figure(fig, "loss", "Losses of stages 1 and 3.")
 #
 # ### On this page
 #
-# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_fixed_hr@8` is the same with the query always at the end, `teacher_first` how often the teacher writes just that query first. `start` is asked in the same way. `forward_told` and `forward_same` are the divergences at the start of stage 3. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows sooner in `entropy_first`, that of the first word in nats. `copied` is the share of a list that stands in the prompt. `exposed`, `clicks`, `orders` and `money` are expected, a view.
+# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_fixed_hr@8` is the same with the query always at the end, `teacher_first` how often the teacher writes just that query first. `start` is asked in the same way. `forward_told` and `forward_same` are the forward divergence at the start of stage 3, with the told query and without: what they have in common is the temperature's. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows sooner in `entropy_first`, that of the first word in nats. `copied` is the share of a list that stands in the prompt. `exposed`, `clicks`, `orders` and `money` are expected, a view.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -2544,12 +2540,15 @@ end = len(corpus.log.video)
 for label, style in {
     "short": Style(), "verbose, cut": Style(verbose=True),
     "verbose, whole": Style(verbose=True, whole=True),
+    "history alone": Style(fields="H"),
 }.items():  # fmt: skip
     some = prompts_of(requests.views, requests.rows[:64], style, end)
     tokens = (sources(some, style.whole) != PAD).sum(1).float()
     print(f"{label:15s} {tokens.mean():5.1f} tokens, {tokens.max():.0f} at most")
 
 # %% [markdown]
+# Title, summary and anchors are known before the video plays. A reader that encoded them apart could keep their states, and read only the history's tokens then (last row). That is another model, whose encoder mixes no fields; it is not the paper's, and not built here.
+#
 # ### What the grid says
 
 # %% tags=["page-only", "hide-input"]
@@ -2565,13 +2564,13 @@ print(pages.live_note("04_onebar", profile, world_seed, record.metrics, as_regis
 pages.arm_table("04_onebar", METRICS)
 
 # %% [markdown]
-# What the model of clicks says of the first query of each bar (`proxy`), how often that query would in truth be clicked (`proxy_true`), and the model's AUC on later views. An arm that hacks it raises the first figure and not the second.
+# What the model of clicks says of the first query of each bar (`proxy`), how often that query would in truth be clicked (`proxy_true`), and the model's AUC on later views.
 
 # %% tags=["page-only", "hide-input"]
 pages.arm_table("04_onebar", ("proxy", "proxy_true", "auc"), WATCHED)
 
 # %% [markdown]
-# The three prompts, with tokens and processor milliseconds of one request at a time. No claim rests on the milliseconds: they belong to a machine, and a log of them cannot be checked again.
+# The three prompts, with tokens and processor milliseconds of one request at a time. No claim rests on the milliseconds.
 
 # %% tags=["page-only", "hide-input"]
 logged = [run for run in load_cells("04_onebar") if not run.cell.overrides]
@@ -2719,7 +2718,7 @@ def properties_of_anchors(of):
     ### BEGIN HIDDEN TESTS
     lamp, rugs = click(1, 2, "lamp"), [click(1, 3, "rug"), click(2, 4, "rug")]
     late, own = [click(9, n, "lamp") for n in (5, 6)], [click(1, 7, "rug")]
-    beds = [click(1, 2, "bed"), click(4, 3, "rug")]
+    beds = [click(4, 3, "rug"), click(1, 2, "bed")]
     same = [click(1, 2, "rug"), click(2, 2, "rug")]
     elsewhere = [click(n, n + 9, "lamp", 8) for n in range(1, 4)]
     own_lamps = [click(n, 7, "lamp") for n in (3, 4)]
@@ -2731,7 +2730,6 @@ def properties_of_anchors(of):
         "its words, by another": ([click(1, 2, "mini tent")], ["mini tent"]),
         "most clicks first": ([lamp, *rugs], ["rug"]),
         "ties by the alphabet": (beds, ["bed"]),
-        "and not by their order": (beds[::-1], ["bed"]),
         "clicks, not people": ([*same, click(3, 3, "bed")], ["rug"]),
         "other videos do not lift": ([lamp, *rugs, *elsewhere], ["rug"]),
         "nor what comes late": ([lamp, *rugs, *late], ["rug"]),
@@ -2741,17 +2739,16 @@ def properties_of_anchors(of):
     for label, (clicks, wanted) in first.items():
         yield label, lambda c=clicks, w=wanted: of(list(c), view, 1) == w
     yield "no more than k", lambda: of([lamp, *rugs], view, 0) == []
-    given = [*rugs[::-1], lamp]
-    yield (
-        "clicks stay as they were",
-        lambda: [of(given, view, 1), given][1] == [*rugs[::-1], lamp],
-    )
+    given = [*rugs, lamp]
+    yield "none is changed", lambda: [of(given, view, 1), given][1] == [*rugs, lamp]
     ### END HIDDEN TESTS
 
 
 assert check("ch04-leak", anchors_before)
 
 # %% [markdown]
+# The prompts held the view's own click, and later ones: in training the answer stood in them, in the test it does not.
+#
 # ### Exercise 3: predict, then break it
 #
 # A teacher has two good queries and a bad one: $q = (.5, .5, 0)$, the zero being a millionth. Four students: one covers everything evenly, one covers both good queries, one sits on a single good query, one has both and a tenth on the bad one. Predict: of the one who covers everything and the one who sits on one,
