@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import tarfile
@@ -99,22 +100,22 @@ def shown(name: str) -> Emoji | None:
     """What a name such as `1f469-1f3fd-200d-1f680` stands for; None where it has two tones.
 
     >>> shown("1f469-1f3fd-200d-1f680")
-    Emoji(thing='rocket', tone='medium', gender='woman', colour='')
+    Emoji(thing='person with rocket', tone='medium', gender='woman', colour='')
     """
-    codes = [int(part, 16) for part in name.split("-")]
+    codes = [int(part, 16) for part in re.split("[-_]", name)]  # "_" between tags of flags
     codes = [code for code in codes if code not in JOINERS]
     tones = [TONES[code] for code in codes if code in TONES]
     rest = [code for code in codes if code not in TONES]
     if len(tones) > 1 or not rest:
         return None
-    gender = next((SIGNS[code] for code in rest if code in SIGNS), "")
+    gender, who = next((SIGNS[code] for code in rest if code in SIGNS), ""), ""
     rest = [code for code in rest if code not in SIGNS]
     if len(rest) > 1 and rest[0] in PEOPLE:
         gender = gender or PEOPLE[rest[0]]
-        rest = rest[1:]
+        rest, who = rest[1:], "person with "  # a woman with a rocket is no rocket
     words = [unicodedata.name(chr(code), f"sign {code:x}").lower() for code in rest]
-    thing, colour = ", ".join(words), ""
-    if len(rest) == 1:
+    thing, colour = who + ", ".join(words), ""
+    if len(rest) == 1 and not who:
         found = [word for word in words[0].split() if word in COLOURS]
         if found and words[0].split()[-1] in ("heart", "circle", "square"):
             colour = found[0]

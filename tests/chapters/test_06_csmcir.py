@@ -6,6 +6,7 @@ import ast
 import inspect
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as trials
 from hypothesis import strategies as st
-
-pytest.importorskip("fugue_icons")
-
 from sklearn.metrics import silhouette_samples
 
 from minisearch import chapters
@@ -29,7 +27,7 @@ DIALS = EditDials(
     families=12, dev_families=4, test_families=10, others=20, triplets=120, queries=40,
     dev_queries=12,
 )  # fmt: skip
-QUERIES = ("joint", "prompt", "image", "text", "sum", "concat")
+QUERIES = ("joint", "prompt", "image", "text", "sum", "concat", "words")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +150,7 @@ def test_queries_have_length_one_and_depend_on_what_they_read(page, query):
         moved = page.ask(model.towers, patches.roll(1, 0), queries.texts[rows])[0]
         said = page.ask(model.towers, patches, queries.texts[rows].roll(1, 0))[0]
     torch.testing.assert_close(own.norm(dim=1), torch.ones(6))
-    assert ((own - moved).abs().max() > 1e-4) == (query != "text")
+    assert ((own - moved).abs().max() > 1e-4) == (query not in ("text", "words"))
     assert ((own - said).abs().max() > 1e-4) == (query != "image")
 
 
@@ -172,22 +170,59 @@ def test_one_tower_is_one_and_two_are_two(page):
     assert one.asking is one.offering
     assert two.asking is not two.offering
     assert two.asking.embeddings is two.offering.embeddings
-    full = page.Towers(page.Plan(shared=False, equal=False))
-    sizes = [page.size_of(towers) for towers in (one, two, full)]
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
-    assert sizes[2] > 1.7 * sizes[0]
+    assert page.size_of(two) == pytest.approx(page.size_of(one), rel=0.01)
+    assert page.size_of(two.asking) < page.size_of(one.asking)
 
 
 def test_a_gallery_picture_has_a_vector_a_token_and_captions_count(page):
     towers, rows = made(page, page.Plan()).towers, torch.arange(4)
     with torch.no_grad():
         vectors = {level: page.offered(towers, rows, level) for level in ("", "chain", "wrong")}
-        alone = page.offered(page.Towers(page.Plan(pictures=False)), rows, "chain")
+        alone = page.offered(page.Towers(page.Plan("words")), rows, "chain")
     assert vectors[""].shape == (4, page.settings.tokens, page.settings.dimension)
     assert alone.shape == (4, 1, page.settings.dimension)
     torch.testing.assert_close(vectors["chain"].norm(dim=2), torch.ones(4, page.settings.tokens))
     assert (vectors[""] - vectors["chain"]).abs().max() > 1e-4
     assert (vectors["wrong"] - vectors["chain"]).abs().max() > 1e-4
+
+
+def test_two_texts_become_one_behind_one_start_mark(page):
+    first = torch.tensor([[1, 5, 6, 0], [1, 7, 0, 0]])
+    second = torch.tensor([[1, 8, 0, 0], [1, 9, 4, 3]])
+    found = page.joined(first, second)
+    assert found.tolist() == [[1, 5, 6, 8, 0, 0, 0], [1, 7, 9, 4, 3, 0, 0]]
+    long = torch.ones(1, page.settings.longest, dtype=torch.long)
+    assert page.joined(long, second[:1]).shape == long.shape
+
+
+def test_a_reader_sees_no_picture_and_reads_the_reference_s_caption(page, monkeypatch):
+    towers = made(page, page.Plan("words", bank="")).towers
+    queries, rows = page.sets_of_rows["test"], torch.arange(4)
+    with torch.no_grad():
+        own = page.asked_of(towers, queries, rows)[0], page.offered(towers, rows, "chain")
+        ids = page.album.captions
+        other = {**ids, "chain": ids["chain"].roll(1, 0)}
+        changed = page.Album(page.album.row, page.album.patches.flip(0), ids)
+        monkeypatch.setattr(page, "album", changed)
+        same = page.asked_of(towers, queries, rows)[0], page.offered(towers, rows, "chain")
+        moved = page.Album(page.album.row, page.album.patches, other)
+        monkeypatch.setattr(page, "album", moved)
+        read = page.asked_of(towers, queries, rows)[0]
+    for before, after in zip(own, same, strict=True):
+        torch.testing.assert_close(before, after)
+    assert (read - own[0]).abs().max() > 1e-4
+
+
+def test_seldom_words_are_read_by_triples_that_training_knows(page):
+    texts = ["make it red"] * 1000 + ["a red cup"] * 3  # thrice is seldom here
+    _, encode = page.text_reader(texts)
+    frequent, seldom = encode(["make it red", "a red cup"])
+    assert (frequent != 0).sum() == 4  # a start mark and an id a word
+    assert (seldom != 0).sum() > 4 + 1
+    again = encode(["a red cup"])[0]
+    assert again.tolist() == seldom.tolist()
+    new = encode(["a red cupcap"])[0]
+    assert set(new.tolist()) & (set(seldom.tolist()) - set(encode(["a red"])[0].tolist()))
 
 
 def test_the_asymmetric_query_takes_two_passes(page):
@@ -219,13 +254,18 @@ def test_unknown_names_are_refused(page):
 # -- the contrast ------------------------------------------------------------------------------
 
 
+def rows_of(logits):
+    """The contrast of each row, its own target on the diagonal."""
+    return logits.logsumexp(1) - logits.diagonal()
+
+
 def test_the_contrast_by_hand(page):
     queries = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     vectors = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
-    found = page.contrast(queries, vectors, torch.tensor([3, 4]), 0.5)
+    logits = page.contrast(queries, vectors, torch.tensor([3, 4]), 0.5)
     first = math.log(1 + math.exp((0 - 1) / 0.5))
     second = math.log(1 + math.exp((0.6 - 0.8) / 0.5))
-    torch.testing.assert_close(found, torch.tensor([first, second]))
+    assert page.own_first(logits).item() == pytest.approx((first + second) / 2, rel=1e-5)
 
 
 def test_an_entry_of_the_bank_counts_its_weight_times_its_exponential(page):
@@ -235,29 +275,51 @@ def test_an_entry_of_the_bank_counts_its_weight_times_its_exponential(page):
         torch.tensor([8, 9]),
         torch.tensor([0.5, 0.25]),
     )
-    found = page.contrast(queries, vectors, torch.tensor([7]), 0.1, bank)
+    targets = torch.tensor([7])
+    logits = page.contrast(queries, vectors, targets, 0.1)
+    logits = torch.cat([logits, page.beside(queries, targets, 0.1, bank)], 1)
     own, first, second = (math.exp(s / 0.1) for s in (0.8, 0.6, 0.0))
     expected = -math.log(own / (own + 0.5 * first + 0.25 * second))
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert page.own_first(logits).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_own_target_is_never_a_wrong_answer(page):
     queries, vectors = unit(4, 3), unit(4, 2, 3, seed=1)
     same = torch.tensor([5, 6, 5, 7])
-    found = page.contrast(queries, vectors, same, 0.2)
-    without = page.contrast(queries[[0, 1, 3]], vectors[[0, 1, 3]], same[[0, 1, 3]], 0.2)
+    found = rows_of(page.contrast(queries, vectors, same, 0.2))
+    part = [0, 1, 3]
+    without = rows_of(page.contrast(queries[part], vectors[part], same[part], 0.2))
     torch.testing.assert_close(found[0], without[0])
     bank = (vectors[:1], torch.tensor([5]), torch.ones(1))
-    guarded = page.contrast(queries, vectors, same, 0.2, bank)
-    torch.testing.assert_close(guarded[[0, 2]], found[[0, 2]])
-    assert (guarded[[1, 3]] > found[[1, 3]]).all()
+    beside = page.beside(queries, same, 0.2, bank)[:, 0]
+    assert beside.isinf().tolist() == [True, False, True, False]
 
 
-def test_an_empty_bank_changes_nothing(page):
-    queries, vectors, own = unit(4, 3), unit(4, 2, 3, seed=1), torch.arange(4)
-    empty = (torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0))
-    plain = page.contrast(queries, vectors, own, 0.2)
-    torch.testing.assert_close(page.contrast(queries, vectors, own, 0.2, empty), plain)
+def test_the_contrast_within_a_bank_by_hand(page):
+    bank = (
+        torch.tensor([[[0.0, 1.0]], [[0.8, 0.6]], [[0.6, 0.8]], [[1.0, 0.0]]]),
+        torch.tensor([7, 7, 8, 9]),  # of 7 the second entry is the newer one
+        torch.tensor([0.1, 0.2, 0.5, 0.25]),
+    )
+    queries, targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([7, 3])
+    found = page.recalled(queries, targets, 0.5, bank)
+    right, first, second = (math.exp(s / 0.5) for s in (0.8, 0.6, 1.0))
+    expected = -math.log(right / (right + 0.5 * first + 0.25 * second))
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert page.recalled(queries[1:], targets[1:], 0.5, bank).item() == 0
+
+
+def test_moving_the_bank_away_as_a_whole_gains_nothing(page):
+    queries = torch.tensor([[1.0, 0.0, 0.0]]).requires_grad_()
+    targets, weights = torch.tensor([7]), torch.ones(3)
+    vectors = torch.tensor([[[0.2, 0.1, 0.0]], [[0.1, 0.2, 0.0]], [[0.3, 0.0, 0.0]]])
+    bank = vectors, torch.tensor([7, 8, 9]), weights
+    near = page.recalled(queries, targets, 0.1, bank)
+    moved = vectors - torch.tensor([0.5, 0.0, 0.0])
+    far = page.recalled(queries, targets, 0.1, (moved, *bank[1:]))
+    torch.testing.assert_close(near, far)
+    one_sum = [page.beside(queries, targets, 0.1, (v, *bank[1:])) for v in (vectors, moved)]
+    assert (one_sum[0][:, 1:] > one_sum[1][:, 1:] + 1).all()
 
 
 # -- the bank ----------------------------------------------------------------------------------
@@ -350,14 +412,13 @@ def test_a_bank_without_room_is_refused(page):
             page.Bank(page.Policy(), capacity, share, 0)
 
 
-def test_the_horizon_grows_as_the_rate_falls(page):
+def test_the_horizon_grows_as_the_rate_falls(page, monkeypatch):
     model = made(page, page.Plan())
     model.optimisation, model.total_steps = page.Optimisation(1.0, warmup_steps=2), 12
     found = {}
     for step in (0, 2, 7, 11):
-        type(model).global_step = property(lambda self, step=step: step)
+        at_step(model, step, monkeypatch)
         found[step] = page.horizon(model)[0] / page.settings.oldest
-    del type(model).global_step
     assert found[0] == found[2] == 1
     assert found[7] == pytest.approx(2)
     assert found[11] == page.settings.stretch
@@ -366,23 +427,34 @@ def test_the_horizon_grows_as_the_rate_falls(page):
 # -- training ----------------------------------------------------------------------------------
 
 
-def test_the_bank_waits_for_its_first_step(page):
+def at_step(model, step, monkeypatch):
+    monkeypatch.setattr(type(model), "global_step", property(lambda self: step))
+
+
+def test_the_bank_waits_for_its_first_step(page, monkeypatch):
     model, plain = made(page, page.Plan()), made(page, page.Plan(bank=""))
-    for start in (0, 8):
-        batch = {"row": torch.arange(start, start + 8)}
-        torch.testing.assert_close(model.loss(batch)["loss"], plain.loss(batch)["loss"])
-    assert len(model.bank) == 0
     assert page.settings.starts == 1
+    for step in (0, 1):
+        at_step(model, step, monkeypatch)
+        batch = {"row": torch.arange(8)}
+        torch.testing.assert_close(model.loss(batch)["loss"], plain.loss(batch)["loss"])
+        assert len(model.bank) == 4 * step  # from then on it takes in half of a batch
 
 
-def test_a_batch_does_not_meet_itself_in_the_bank(page):
-    model = made(page, page.Plan(at_once=True))
-    batch = {"row": torch.arange(8)}
+@pytest.mark.parametrize("one_sum", [False, True])
+def test_a_batch_meets_the_bank_of_earlier_ones(page, monkeypatch, one_sum):
+    model = made(page, page.Plan(bank="fifo", one_sum=one_sum))
     plain = made(page, page.Plan(bank=""))
-    torch.testing.assert_close(model.loss(batch)["loss"], plain.loss(batch)["loss"])
-    assert len(model.bank) == 4
-    assert (model.loss({"row": torch.arange(8, 16)})["loss"]
-            > plain.loss({"row": torch.arange(8, 16)})["loss"])  # fmt: skip
+    at_step(model, 1, monkeypatch)
+    first, second = {"row": torch.arange(8)}, {"row": torch.arange(4, 12)}
+    alone = plain.loss(second)["contrast"]
+    model.loss(first)
+    values = model.loss(second)
+    assert set(values) == {"loss", "contrast"} | (set() if one_sum else {"bank"})
+    assert (values["contrast"] > alone) == one_sum
+    assert values["loss"] > alone
+    total = values["contrast"] + values.get("bank", 0)
+    torch.testing.assert_close(values["loss"], total)
 
 
 def test_the_asymmetric_arm_has_three_losses_and_the_plain_one(page):
@@ -408,8 +480,9 @@ def test_training_lowers_the_loss(page):
     assert losses[-1] < 0.6 * losses[0]
 
 
-def test_a_fresh_entry_is_not_stale_and_a_moved_tower_makes_it_so(page):
-    model = made(page, page.Plan(at_once=True))
+def test_a_fresh_entry_is_not_stale_and_a_moved_tower_makes_it_so(page, monkeypatch):
+    model = made(page, page.Plan())
+    at_step(model, 1, monkeypatch)
     with torch.no_grad():
         model.loss({"row": torch.arange(8)})
         assert page.staleness(model)[1].abs().max() < 1e-5
@@ -439,6 +512,7 @@ def test_arms_differ_in_what_they_are_named_after(page):
             "only_bank", "none")  # fmt: skip
     states = {(bool(plans[a].caption), plans[a].shared, bool(plans[a].bank)) for a in cube}
     assert len(states) == 8
+    assert {n for n, v in vars(plans["one_sum"]).items() if v != full[n]} == {"one_sum"}
     assert set(page.POLICIES) == {"full", "low", "random", "ageing", "no_ageing", "fifo"}
 
 
@@ -528,6 +602,44 @@ def test_steps_to_a_recall(page, monkeypatch):
     model.history.rows = model.history.rows[:1]
     never = page.settings.steps + page.settings.every
     assert page.first_reached(model) == never
+
+
+def test_a_look_holds_the_answers_wherever_they_stand(page, monkeypatch):
+    model, dev = made(page, page.Plan(bank="")), page.sets_of_rows["dev"]
+    far = replace(dev, gallery=torch.cat([torch.arange(600) % len(page.every_name), dev.target]))
+    monkeypatch.setitem(page.sets_of_rows, "dev", far)
+    assert 0 <= page.looked(model)["dev R@10"] <= 1
+
+
+def test_what_is_measured_of_a_query(page):
+    queries = page.sets_of_rows["test"]
+    model = made(page, page.PLANS["no_bank"])
+    rows = page.measured(model, page.PLANS["no_bank"])
+    assert {len(values) for values in rows.values()} == {len(queries)}
+    assert (rows["lost@1"] == rows["r@1"] - rows["wrong@1"]).all()
+    wrong = page.recalls(page.passed(model, queries, "wrong").table, queries)["r@1"]
+    assert (rows["wrong@1"] == wrong).all()
+    centred = page.recalls(page.passed(model, queries).centred().table, queries)["r@1"]
+    assert (rows["centred@1"] == centred).all()
+    plain = page.measured(made(page, page.PLANS["none"]), page.PLANS["none"])
+    assert not plain["lost@1"].any()
+
+
+def test_training_reads_fashioniq_in_four_ways_and_testing_in_one(page, tmp_path):
+    row = {"target": "B02", "candidate": "B01", "captions": ["is longer", "is red"]}
+    for split in ("train", "val"):
+        for folder, content in (("captions", [row]), ("image_splits", ["B01", "B02"])):
+            name = {"captions": "cap", "image_splits": "split"}[folder]
+            path = tmp_path / folder / f"{name}.dress.{split}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content))
+    found, shown = page.open_sets(0, str(tmp_path))
+    texts = {split: [t.text for t in part.triplets] for split, part in found.items()}
+    assert texts["train"] == [
+        "Is longer and is red", "Is red and is longer", "Is longer", "Is red",
+    ]  # fmt: skip
+    assert texts["test"] == texts["dev"] == ["Is longer and is red"]
+    assert shown == {}
 
 
 def test_a_missing_folder_is_asked_for(page, monkeypatch):

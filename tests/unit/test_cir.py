@@ -86,6 +86,15 @@ def test_fashioniq_has_two_galleries_and_two_protocols(fashion):
         whole.open("B02")
 
 
+def test_a_picture_outside_the_folder_is_not_opened(cirr):
+    Image.new("L", (4, 4)).save(cirr / "secret.png")
+    path = cirr / "image_splits" / "split.rc2.val.json"
+    places = json.loads(path.read_text())
+    write(path, places | {"dev-0-0-img0": "../secret.png"})
+    with pytest.raises(InputError, match="outside the folder"):
+        read_cirr(cirr).open("dev-0-0-img0")
+
+
 def test_a_test_split_has_no_targets(fashion):
     rows = [{"candidate": "B01", "captions": ["is longer", "is red"]}]
     write(fashion / "captions" / "cap.dress.test.json", rows)

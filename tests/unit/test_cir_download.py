@@ -39,7 +39,12 @@ def run(script):
         ("1f44b", ("waving hand sign", "", "", "")),
         ("1f44b-1f3ff", ("waving hand sign", "dark", "", "")),
         ("1f3c3-1f3fb-200d-2640-fe0f", ("runner", "light", "woman", "")),
-        ("1f468-1f3fd-200d-1f680", ("rocket", "medium", "man", "")),
+        ("1f468-1f3fd-200d-1f680", ("person with rocket", "medium", "man", "")),
+        ("1f680", ("rocket", "", "", "")),
+        (
+            "1f3f4-e0067_e0062",
+            ("waving black flag, tag latin small letter g, tag latin small letter b", "", "", ""),
+        ),
         ("1f49a", ("heart", "", "", "green")),
         ("1f7e5", ("square", "", "", "red")),
         ("1f34f", ("green apple", "", "", "")),  # no other apple comes in colours by name

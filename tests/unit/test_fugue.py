@@ -64,7 +64,6 @@ def test_a_name_falls_into_thing_and_badge():
 
 
 def test_the_set_itself():
-    pytest.importorskip("fugue_icons")
     icons = fugue_icons()
     assert len(icons.names) == 3570
     families = icons.families()

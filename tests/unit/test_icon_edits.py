@@ -7,8 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-pytest.importorskip("fugue_icons")
-
 from minisearch.data.fugue import BADGES
 from minisearch.errors import InputError
 from minisearch.worlds.icon_edits import CALLED, KINDS, TINTS, EditDials, IconEdits, tinted

@@ -319,6 +319,8 @@ def _opened(
 
 def _open(images: Path, places: Mapping[str, str], name: str) -> Image.Image:
     stem = images / places.get(name, name)
+    if not stem.resolve().is_relative_to(images.resolve()):
+        raise InputError(str(stem), "a place outside the folder", "one within", "correct its name.")
     for ending in ENDINGS:
         path = Path(f"{stem}{ending}")
         if path.is_file():
