@@ -262,8 +262,8 @@ def read_compositions(folder: str | Path, split: str = "test") -> CompositionSet
             raise InputError(where, str(error), "a JSON object", "write it anew.") from error
         if _field(row, "split", str, where) == split:
             names = ("triplet_id", "reference", "text", "target", "kind")
-            parts = [_field(row, name, str, where) for name in names]
-            triplets.append(Triplet(*parts, subset=tuple(_field(row, "subset", list, where))))
+            parts = {name: _field(row, name, str, where) for name in names}
+            triplets.append(Triplet(**parts, subset=tuple(_field(row, "subset", list, where))))
     return _opened(root, split, listed, triplets, False, "")
 
 
