@@ -1153,7 +1153,7 @@ def trained(name: str) -> Composed:
 # %% [markdown]
 # ## Train and watch
 #
-# Before the library trains anything, the whole loop in ten lines, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing ever tells one token from another: they see the same, learn the same, and $K$ vectors are one. The loss falls all the same.
+# Before the library trains anything, the whole loop in ten lines, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing ever tells one token from another: they see the same, learn the same, and $K$ vectors are one. The loss does not tell.
 
 # %% tags=["page-only"]
 for start in ("as here", "at zero"):
@@ -1239,10 +1239,9 @@ class Found:
         return scores(self.asked, self.vectors)
 
     def centred(self) -> "Found":
-        """Both sides less their own means, of length 1 again."""
-        asked = F.normalize(self.asked - self.asked.mean(0), dim=-1)
-        mean = self.vectors.flatten(0, 1).mean(0)
-        return Found(asked, F.normalize(self.vectors - mean, dim=-1))
+        """Both sides less their own means, a gallery's by token; of length 1 again."""
+        parts = (self.asked, self.vectors)
+        return Found(*(F.normalize(part - part.mean(0), dim=-1) for part in parts))
 
 
 def passed(model: Composed, queries: Queries, level: str | None = None) -> Found:
@@ -1494,9 +1493,12 @@ pages.score_table(
 # `r@K` is recall with the reference removed, `kept@K` with the reference among the candidates, `subset@K` recall within the subsets. `wrong@1` is R@1 when every picture of the gallery carries the caption of another, `centred@1` R@1 after both sides' means are taken away; neither was trained for. The cost:
 
 # %% tags=["page-only", "hide-input"]
-pages.score_table(
-    record.metrics, ON_PAGE, ("seconds a step", "weights", "captions written")
-)
+for name in MODELS:
+    seconds, written = (
+        record.metrics[f"{name}/{what}"]
+        for what in ("seconds a step", "captions written")
+    )
+    print(f"{name}: {1000 * seconds:.0f} ms a step, {written:,.0f} captions")
 
 # %% [markdown]
 # A query of `asymmetric` takes two passes, and its further losses a third; `csmcir` needs a caption for every picture before it is found. At this scale captions come from a rule and cost nothing; what they cost from a model is counted at the end of the chapter.

@@ -572,6 +572,9 @@ def test_centring_takes_both_means_away(page):
     assert page.gap(found.asked, found.vectors[:, 0]) > 1
     assert page.gap(moved.asked, moved.vectors.flatten(0, 1)) < 0.3
     torch.testing.assert_close(moved.vectors.norm(dim=2), torch.ones(60, 3))
+    apart = found.vectors + torch.eye(3, 4)  # each token in a cloud of its own
+    apart = page.Found(found.asked, F.normalize(apart, dim=-1)).centred()
+    assert apart.vectors.mean(0).abs().max() < 0.1
 
 
 def test_a_probe_is_judged_on_rows_it_has_not_seen(page):
