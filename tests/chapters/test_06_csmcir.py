@@ -574,7 +574,7 @@ def test_centring_takes_both_means_away(page):
     torch.testing.assert_close(moved.vectors.norm(dim=2), torch.ones(60, 3))
     apart = found.vectors + torch.eye(3, 4)  # each token in a cloud of its own
     apart = page.Found(found.asked, F.normalize(apart, dim=-1)).centred()
-    assert apart.vectors.mean(0).abs().max() < 0.1
+    assert apart.vectors.mean(0).abs().max() < 0.25
 
 
 def test_a_probe_is_judged_on_rows_it_has_not_seen(page):
