@@ -133,9 +133,7 @@ for number, triplet in enumerate(asked, 1):
 # %% tags=["parameters"]
 profile: str = "toy"  # smoke | toy | small | full
 seed: int = 1000  # training; the published grid uses other seeds
-world_seed: int = (
-    0  # which families are tested, in which tints, with which texts and captions
-)
+world_seed: int = 0  # which things, tints, texts and captions
 init_seed: int = 0  # unused: one pre-trained picture encoder is shipped
 arms: str = "main"  # "main", or arms of the card with commas between them
 data: str = ""  # folder of real pictures; empty: the icons
