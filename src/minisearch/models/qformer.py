@@ -9,6 +9,7 @@ Source: BLIP-2 (arXiv 2301.12597), sec. 3.1.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class QFormer(nn.Module):
             the Q-Former, and the frozen vision model, whose last hidden states it looks at.
         """
         whole = Blip2ForImageTextRetrieval.from_pretrained(name_or_path)
-        config = whole.config.qformer_config
+        config: Any = whole.config.qformer_config
         made = cls(config, whole.query_tokens.shape[1], whole.config.image_text_hidden_size)
         made.tokens.data = whole.query_tokens.data
         pairs = (
