@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -328,6 +329,8 @@ def test_moving_the_bank_away_as_a_whole_gains_nothing(page):
 def test_entropy_by_hand(page):
     table = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, -200, -200], [300.0, 0, 0, 0]])
     torch.testing.assert_close(page.entropies(table), torch.tensor([1.0, 0.5, 0.0]))
+    out = page.entropies(torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]]))
+    assert out.item() == pytest.approx(0.5)
     three = page.entropies(torch.tensor([[math.log(3.0), 0.0]]))
     assert three.item() == pytest.approx(0.8112781, abs=1e-5)
 
@@ -337,6 +340,18 @@ def test_entropy_by_hand(page):
 def test_entropy_lies_between_nought_and_one(page, rows):
     found = page.entropies(torch.tensor(rows))
     assert ((found >= -1e-6) & (found <= 1 + 1e-6)).all()
+
+
+def test_a_repeated_answer_is_no_doubt(page):
+    asked, found = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 0, 1]][:, None]
+    targets = torch.tensor([7, 7, 8])
+    model = SimpleNamespace(
+        bank=bank(page, "fifo"), temperature=0.01, global_step=3, total_steps=10,
+        optimisation=page.Optimisation(1e-3),
+    )  # fmt: skip
+    page.remember(model, asked, found, targets)
+    assert model.bank.pictures.tolist() == [7, 7, 8]
+    torch.testing.assert_close(model.bank.entropy, torch.zeros(3))
 
 
 def bank(page, name, capacity=4, share=0.5):
@@ -656,12 +671,44 @@ def test_a_missing_folder_is_asked_for(page, monkeypatch):
 # -- exercises ---------------------------------------------------------------------------------
 
 
+def unstable(scores, target):
+    return 1 + int(np.flatnonzero(np.argsort(-scores) == target)[0])
+
+
+def rank(scores, target):
+    return 1 + int(np.flatnonzero(np.argsort(-scores, kind="stable") == target)[0])
+
+
+def softmax(scores, temperature):
+    logits = np.array(scores) / temperature
+    shares = np.exp(logits - logits.max())
+    return shares / shares.sum()
+
+
+def doubt_in_place(scores, temperature):
+    for number, value in enumerate(scores):
+        scores[number] = value / temperature
+    shares = softmax(scores, 1.0)
+    return float(-(shares * np.log(np.maximum(shares, 1e-300))).sum() / np.log(len(shares)))
+
+
+def shift_in_place(gallery, a):
+    gallery -= gallery.mean(0)
+    return gallery @ a
+
+
+def limited(entries, capacity):
+    return (entries, "age") if entries < capacity else (capacity, "capacity")
+
+
 WRONG = {
     "ch06-ranks": [
         lambda s, t, r: (1 + int((s > s[t]).sum()), 1 + int((s > s[t]).sum())),
         lambda s, t, r: (int((s >= s[t]).sum()) - int(s[r] >= s[t]), int((s >= s[t]).sum())),
         lambda s, t, r: (int((s > s[t]).sum()), 1 + int((s > s[t]).sum())),
         lambda s, t, r: (1 + int((np.delete(s, r) > s[t]).sum()), 1 + int((s > s[t]).sum())),
+        lambda s, t, r: (unstable(np.where(np.arange(len(s)) == r, -np.inf, s), t), unstable(s, t)),
+        lambda s, t, r: (rank(np.where(np.arange(len(s)) == r, -1.0, s), t), rank(s, t)),
     ],
     "ch06-weights": [
         lambda s, w, t: (s + w.log()) / t,
@@ -669,17 +716,26 @@ WRONG = {
         lambda s, w, t: s * w / t,
         lambda s, w, t: s / t + w.log().mean(),
         lambda s, w, t: s / t,
+        lambda s, w, t: (w * (s / t).exp()).log(),
+        lambda s, w, t: s / t + (w + 1e-6).log(),
+        lambda s, w, t: s / t + w.clamp(min=0.2).log(),
     ],
     "ch06-doubt": [
         lambda s, t: 1 - np.ptp(s) / (np.ptp(s) + t),
         lambda s, t: 1.0,
         lambda s, t: float(len(set(s)) == 1),
+        lambda s, t: doubt_in_place(s, t),
+        lambda s, t: (1 - softmax(s, t).max()) * len(s) / (len(s) - 1),
+        lambda s, t: float(-(softmax(s, t) * np.log(softmax(s, t))).sum() / np.log(len(s))),
     ],
     "ch06-shift": [
-        lambda q, g, a, b: np.zeros((len(q), len(g))),
-        lambda q, g, a, b: np.tile(g @ a, (len(q), 1)),
-        lambda q, g, a, b: (q + a) @ (g + b).T - q @ g.T,
-        lambda q, g, a, b: np.tile(g @ b - (g @ b).mean(), (len(q), 1)),
+        lambda g, a: np.zeros(len(g)),
+        lambda g, a: g @ a,
+        lambda g, a: (g - g.mean(0)) @ a / np.linalg.norm(a),
+        lambda g, a: (g - g.mean(0)).sum(1) * a.mean(),
+        lambda g, a: np.array([1.0, -1.0]),
+        lambda g, a: shift_in_place(g, a),
+        lambda g, a: np.tile((g - g.mean(0)) @ a, (3, 1)),
     ],
     "ch06-full": [
         lambda n, s, c, o: (min(c, round(s * n) * o),
@@ -688,6 +744,10 @@ WRONG = {
         lambda n, s, c, o: (c, "capacity"),
         lambda n, s, c, o: (min(c, round(s * n) * (o + 1)),
                             "age" if round(s * n) * (o + 1) <= c else "capacity"),
+        lambda n, s, c, o: limited(int(s * n) * (o + 1), c),
+        lambda n, s, c, o: limited(math.ceil(s * n) * (o + 1), c),
+        lambda n, s, c, o: limited(round(s * n * (o + 1)), c),
+        lambda n, s, c, o: limited(float(round(s * n) * (o + 1)), c),
     ],
 }  # fmt: skip
 RIGHT = {
