@@ -17,7 +17,7 @@
 # You have a picture of nearly what you want: this chair, but in green; this dress, but longer. Neither the picture nor the words find it alone. Search that takes
 # both is called {term}`composed image retrieval`. Its queries are a picture *and* a text, what it looks for is a picture, and a model has to bring two things of
 # different make together. CSMCIR {cite:p}`csmcir` makes them alike first: a large model writes a caption for every picture of the gallery, so that both sides are a picture
-# with a text, and one and the same tower encodes both. A memory bank of earlier pictures adds wrong answers to learn from. This chapter builds the three parts,
+# with a text, and one and the same tower encodes both. A {term}`memory bank` of earlier pictures adds wrong answers to learn from. This chapter builds the three parts,
 # and asks what each of them is worth, and whether a plain word match on the captions would have done as well.
 
 # %% tags=["page-only", "hide-input"]
@@ -70,7 +70,7 @@ BLIP2 = "Salesforce/blip2-itm-vit-g"
 # %% [markdown]
 # ## One picture, one change, one answer
 #
-# The gallery of this chapter is made of real icons {cite:p}`fugue`. Nearly two hundred of them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
+# The gallery of this chapter is made of real icons {cite:p}`fugue`; `minisearch data get fugue-icons` installs them, and the cell below needs them. Many things among them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
 # mark. We draw each in three tints. A query is one of these icons and a change in words; the answer is the one icon that differs in that and in nothing else.
 
 # %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Three queries. Left: the reference picture. Then the answer, and four near misses that stand in the same gallery: the same thing in another tint or with another badge, and another thing with the right tint and badge.", "name": "fig-06-queries"}, "image": {"alt": "Three rows of six small icons; in each the first is the reference, the second the answer, and the other four differ from the answer in one respect."}}
@@ -91,14 +91,14 @@ for number, triplet in enumerate(asked, 1):
     print(f"{number}  {triplet.text}")
 
 # %% [markdown]
-# The text does not say which thing; the picture does not say what to change. And what makes the task hard is on the right of the figure: among two thousand icons, the seventeen
-# siblings of a picture show the same thing, and one of them is the answer. A model that ignores the words finds the family; one that ignores the picture finds nearly two hundred icons with a plus.
+# The text does not say which thing; the picture does not say what to change. And what makes the task hard is on the right of the figure: among the two thousand icons of the toy's test, the seventeen
+# siblings of a picture show the same thing, and one of them is the answer. A model that ignores the words finds the family; one that ignores the picture finds 180 icons with a plus.
 #
 # ## What the paper claims
 #
 # The paper observes that existing models give the two sides different inputs and different encoders, and that a picture of their vectors shows three separate clouds before training has begun. Its method is said to be better than earlier ones on four benchmarks, and to train more efficiently. The figures that we have seen:
 #
-# | FashionIQ, original gallery | R@10 | R@50 | mean |
+# | FashionIQ, original gallery, {term}`recall@K` in percent | R@10 | R@50 | mean of both |
 # |---|---|---|---|
 # | CSMCIR | 57.07 | 77.27 | 67.17 |
 #
@@ -106,7 +106,7 @@ for number, triplet in enumerate(asked, 1):
 # :class: note
 # Of the paper only the abstract was available to us. What others wrote about the authors' program tells that captions come from a Qwen model as JSON with a field `Final_Caption`, that
 # a query becomes one vector of 256 values, and a gallery picture several; the line of the table comes from such a source too. **Not known to us**: the prompt, how the gallery's vectors are made and compared, the loss, every rule of the memory bank, learning rates, the baselines, all other numbers, and which three groups the clouds are.
-# Where we had to choose, we took what SPRC {cite:p}`sprc` does, on whose program the authors' builds. The **bank's rules below are our own instantiation** of two words of the abstract, *entropy-based* and *temporally dynamic*. No verdict compares a toy number with the paper's.
+# Where we had to choose, we took what SPRC {cite:p}`sprc` does, on whose program the authors' builds. SPRC turns the reference and the words into a prompt, a few vectors that are read before the words; its gallery has no texts. The **bank's rules below are our own instantiation** of two words of the abstract, *entropy-based* and *temporally dynamic*. No verdict compares a toy number with the paper's.
 # :::
 #
 # ## Symbols
@@ -115,15 +115,20 @@ for number, triplet in enumerate(asked, 1):
 # |---|---|---|
 # | $E(I)$ | patches of picture $I$, as the frozen eye sees them | `album.patches` |
 # | $F$, $Q$ | Q-Former, and its $K$ learnt tokens | `QFormer`, `former.tokens` |
-# | $w$ | words of a modification or of a caption | `texts`, `captions` |
-# | $q$ | vector of a query, of length 1 | `ask` |
-# | $Y_k$ | the $K$ vectors of a gallery picture, of length 1 each | `Towers.offer` |
+# | $x$ | words of a modification or of a caption | `texts`, `captions` |
+# | $H$, $H'$ | last states of the Q-Former: of a query, of a gallery picture | `states` |
+# | $W_t$, $W_v$ | its two heads, for a text and for tokens | `text_vector`, `token_vectors` |
+# | $q$ | vector of a query, of length 1 | `asked`, made by `ask` |
+# | $Y$; $Y_k$ | the $K$ vectors of a gallery picture; one of them, of length 1 | `vectors`, `found` |
 # | $s(q, Y)$ | their score, the best of the $K$ | `scores` |
-# | $\tau$ | temperature of the contrast, learnt | `Composed.temperature` |
-# | $h_i$ | entropy of query $i$'s scores in its batch, from 0 to 1 | `entropies` |
+# | $B$ | queries in a batch | `settings.batch` |
+# | $\tau$ | {term}`temperature` of the contrast, learnt | `Composed.temperature` |
+# | $p_i(j)$, $h_i$ | softmax of query $i$'s scores in its batch; its entropy, from 0 to 1 | `entropies` |
 # | $\rho$, $C$ | share of a batch that the bank admits; its capacity | `settings.admitted`, `settings.capacity` |
-# | $a_e$, $A_t$, $T_t$ | age of entry $e$ in steps; when it is dropped; how fast it fades | `ages`, `oldest`, `fade` |
+# | $\hat Y_e$, $a_e$ | vectors of entry $e$; its age in steps | `Bank.vectors`, `step - Bank.birth` |
+# | $A_t$, $T_t$ | when an entry is dropped, how fast it fades; $A_0$, $T_0$ at the peak $\eta_0$ of the learning rate $\eta_t$ | `oldest`, `fade` |
 # | $w_e$ | weight of an entry, $\exp(-a_e/T_t)$ | `Bank.weights` |
+# | $R$, $o(i)$ | queries whose own target is in the bank; its newest entry | `there`, `newest` |
 #
 # ## Parameters
 #
@@ -209,8 +214,8 @@ record = Recorder.from_environment()
 # A *triplet* is a reference, a text and a target. Four kinds of change are asked for, a quarter of the queries each: a badge on a plain icon; another badge; another tint; tint and badge at once. The words vary:
 # *add a plus*, *now with a green cross*, *not the minus but an arrow*. Families of test queries are in no training triplet, and 1,000 icons of no family stand in the gallery as well.
 #
-# `open_sets` reads FashionIQ {cite:p}`fashioniq` and CIRR {cite:p}`cirr` in their own formats too. Both have a trap. FashionIQ is evaluated on the whole list of a split with the
-# reference left among the candidates, as CSMCIR does, or on the pictures that occur in some query, without the reference; the two give very different numbers. CIRR removes the reference, and has a second measure that ranks the five other pictures of a small subset.
+# `open_sets` reads FashionIQ {cite:p}`fashioniq` (clothes) and CIRR {cite:p}`cirr` (scenes of daily life) in their own formats too. FashionIQ has a trap. It is evaluated on the whole list of a split with the
+# reference left among the candidates, as CSMCIR does (`protocol=original`), or on the pictures that occur in some query, without the reference (`protocol=pairs`); the two give very different numbers. CIRR removes the reference, and has a second measure that ranks the five other pictures of a small subset.
 
 
 # %%
@@ -269,7 +274,7 @@ for triplet in sets["test"].triplets[:: max(1, len(sets["test"].triplets) // 4)]
 # first the whole, then the parts, then what would tell this picture from its neighbours *in the words of somebody who asks for a change*, and last a caption of at most thirty words.
 #
 # At this scale a rule stands in for the large model. It errs: a tint or a badge is wrong in one of ten statements (`noise`), and three of ten things are not recognised. It is kind in one respect: captions and changes
-# draw on the same few phrases for a badge. Three levels of quality can be had from it.
+# draw on the same few phrases for a badge. It has three levels: `generic` says nothing, `flat` tint and thing, `chain` the badge as well. Only `Final_Caption` is read by any model; the other fields show what steps of thought would write, and whether such steps help is not tested here.
 
 # %%
 LEVELS = ("generic", "flat", "chain")
@@ -349,10 +354,10 @@ if shown:
             for name, found in sets.items()}  # fmt: skip
 
 # %% [markdown]
-# `with_captions` insists on a caption for every picture of the gallery, since searching needs them all: captions are part of the cost of an index, not of training alone. That captions tell
-# nothing about queries is to be seen in the arguments of `caption`.
+# `with_captions` insists on a caption for every picture of the gallery, since searching needs them all: captions are part of the cost of an index, not of training alone. A caption depends on no
+# query, which is no argument of `caption`, though it is written in the phrases of those who ask.
 #
-# A caption nobody should believe without a look. How often is it right, and how far does one get by *reading alone*? The second is the refuter of this chapter: caption the reference too, add the words of the change, and let BM25 find the caption that shares most of them. No picture is compared with any. If that does
+# Nobody should believe a caption without a look: how often is it right? And how far does one get by *reading alone*? That asks a {term}`refuter`, the arm `bm25`: caption the reference too, add the words of the change, and let {term}`BM25` find the caption that shares most of them. No picture is compared with any. If that does
 # as well as the towers, they are not needed here. BM25 cannot learn that *not the minus but an arrow* asks for no minus; a second refuter, the arm `words`, can: it is the chapter's own tower, trained as long as the others, that reads
 # these captions and changes and sees no picture on either side.
 
@@ -388,10 +393,10 @@ if shown:
 # %% [markdown]
 # ## Step 3: a frozen eye
 #
-# As in BLIP-2 {cite:p}`blip2` the picture encoder is frozen, and its patches $E(I)$ are all that the towers see. Ours is the small ResNet of [chapter 5](05_tiger_fg.py), shown icons at twice their size: sixteen patches of four pixels each. It was trained on other icons, without a label.
+# BLIP-2 {cite:p}`blip2` couples a frozen picture encoder with a Q-Former (step 4). As there, our encoder is frozen, and its patches $E(I)$ are all that the towers see. Ours is the small ResNet of [chapter 5](05_tiger_fg.py), shown icons at twice their size: sixteen patches, each 4 x 4 pixels of the icon. It was trained on other icons, without a label.
 # Since it never changes, every picture passes through it once.
 #
-# Texts become ids. Names of tested things are words that training never saw, and would be vectors that nobody trained. So every seldom word, and with it nearly every name, is read by its letter triples, in training as in testing.
+# Texts become ids. Names of tested things are words that training never saw; an id of their own would have a vector that nobody trained. So every word that is seldom (it occurs less than once in 200 texts), and with it nearly every name, is read by its letter triples, which share 256 ids, in training as in testing.
 
 
 # %%
@@ -541,7 +546,7 @@ print(
 )
 
 # %% [markdown]
-# What the eye does not see no tower will find. A linear probe of its patches, fitted on training families, tells badge and tint of icons of other families:
+# What the eye does not see no tower will find. A linear probe of its patches, fitted on training families, tells badge and tint of icons of other families. There are six badges, none among them, and eight tints to guess from:
 
 
 # %%
@@ -578,13 +583,13 @@ if shown:
 # A {term}`Q-Former` {cite:p}`blip2` is a small transformer whose input are $K$ learnt tokens $Q$ and a text. They attend to each other, and the tokens also attend to the patches of a picture. CSMCIR passes both sides through
 # *the same* one:
 #
-# $$H = F([Q; w_{\text{mod}}], E(I_{\text{ref}})), \quad q = \mathrm{norm}(W_t H_{\text{text}}), \qquad
-# H' = F([Q; w_{\text{cap}}], E(I_{\text{tgt}})), \quad Y_k = \mathrm{norm}(W_v H'_k),$$ (eq-06-towers)
+# $$H = F([Q; x_{\text{mod}}], E(I_{\text{ref}})), \quad q = \mathrm{norm}(W_t H_{\text{text}}), \qquad
+# H' = F([Q; x_{\text{cap}}], E(I_{\text{tgt}})), \quad Y_k = \mathrm{norm}(W_v H'_k),$$ (eq-06-towers)
 #
-# and $s(q, Y) = \max_k q^\top Y_k$. $H_{\text{text}}$ is the first position of the text. That a query is one vector and a gallery picture several is known; that these are the $K$ token positions, and that the best of them counts, is SPRC's way and our reading.
+# and $s(q, Y) = \max_k q^\top Y_k$. $H_{\text{text}}$ is the first position of the text, and norm makes a vector of length 1. The class is `minisearch.models.qformer.QFormer`: tokens and words attend to each other in every layer; the tokens alone look at patches, in every second layer. Without a picture a text is read alone, without the learnt tokens; vectors of a prompt then stand before it and are treated as words. That a query is one vector and a gallery picture several is known; that these are the $K$ token positions, and that the best of them counts, is SPRC's way and our reading.
 #
-# The baseline is what CSMCIR was built from. In the *asymmetric* model, after SPRC, a gallery picture has no text, and a query takes two passes: the tokens fuse picture and words, and then the words are read once more, without a picture, behind the fused tokens. As in SPRC, all passes go through one Q-Former: what is
-# asymmetric is what goes in and how often, not the weights. The paper speaks of different encoders; what two sets of weights do is seen in `not_shared` and the arms below it. Plainer arms take one side of the query alone, the sum of both, or both through a small network.
+# The baseline is SPRC, on whose program CSMCIR's was built. In the *asymmetric* model, after SPRC, a gallery picture has no text, and a query takes two passes: the tokens fuse picture and words, and then the words are read once more, without a picture, behind the fused tokens. As in SPRC, all passes go through one Q-Former: what is
+# asymmetric is what goes in and how often, not the weights. The paper speaks of different encoders; what two sets of weights do is seen in `not_shared` and the arms below it. Plainer arms take one side of the query alone (`image`, `text`), the `sum` of both, or both through a small network (`concat`); `words` reads captions and sees no picture. These are the values of `Plan.query`; `joint` is CSMCIR's, `prompt` SPRC's.
 
 
 # %%
@@ -748,7 +753,7 @@ print(
 # %% [markdown]
 # ## Step 5: a contrast that knows repeated answers
 #
-# Every query of a batch has to score its own target above those of the others:
+# The {term}`contrastive loss`: every query of a batch has to score its own target above those of the others:
 #
 # $$L = -\frac1B \sum_i \log \frac{e^{s(q_i, Y_i)/\tau}}{\sum_j e^{s(q_i, Y_j)/\tau}} .$$ (eq-06-loss)
 #
@@ -782,19 +787,22 @@ def own_first(logits: Tensor) -> Tensor:
 #
 # A batch of 64 holds 63 wrong answers, and most of them are of other families: easy. A *memory bank* {cite:p}`xbm` keeps vectors $\hat Y_e$ of earlier targets as further ones. Its trouble is age: the tower that made an entry has moved on. How far it has moved is {term}`staleness`, and it may be little: Step 7 measures it. What CSMCIR does about quality and age we know only as two words; this is our instantiation.
 #
-# *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$ and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from its neighbours: its surroundings are worth keeping. The share $\rho$ with the highest $h$ is admitted. One can read the word the other way, and keep what the model is sure of; that is an arm.
+# *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$ and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from other targets of the batch. Such a target is easily taken for another, so we take it to be worth keeping; that is a heuristic. The share $\rho$ with the highest $h$ is admitted. One can read the word the other way, and keep what the model is sure of; that is an arm.
 #
-# *Temporally dynamic.* An entry of age $a$ weighs $w_e = e^{-a/T_t}$ and is dropped when $a > A_t$. As the learning rate falls the tower moves less, so that $A_t = A_0\,\eta_0/\eta_t$ and $T_t$ grow with it, up to four times. When the bank is full, the entries with the smallest $w_e h_e$ go. And it waits for the first hundred steps, in which the tower turns most.
+# *Temporally dynamic.* An entry of age $a$ weighs $w_e = e^{-a/T_t}$ and is dropped when $a > A_t$. As the learning rate falls the tower moves less. So $A_t = A_0\,\eta_0/\eta_t$ and $T_t = T_0\,\eta_0/\eta_t$ grow, up to four times; $\eta_t$ is the learning rate of step $t$, $\eta_0$ its peak. When the bank is full, the entries with the smallest $w_e h_e$ go. And it waits for the first hundred steps, in which the tower turns most.
 #
-# *Like with like.* How do entries enter the loss? The nearest reading puts them into the sum below {eq}`eq-06-loss`, beside the targets of the batch. There a fresh right answer stands against stale wrong ones, and these can be told apart by age alone: if queries and new targets move together, away from where the bank was made,
-# every entry scores lower, and nothing about pictures is learnt. On a development world that is what happened: entries scored far below what the tower said of the same pictures a moment later, and recall fell to less than half. It is not all. Entries that we passed through the tower anew at every step, so that none was stale, did nearly as
-# much harm. No gradient reaches an entry: it teaches the query's side alone, and in one sum it takes the place of the batch's wrong answers, which teach both sides. The card has the figures; the arm `one_sum` keeps this reading.
+# *Like with like.* How do entries enter the loss? The nearest reading puts them into the sum below {eq}`eq-06-loss`, beside the targets of the batch. On a development world recall fell to less than half with it. Entries that we passed through the tower anew at every step, so that none was stale, did nearly as much harm. The card has the figures; the arm `one_sum` keeps this reading.
 #
-# So here the bank has a contrast of its own, as in the work that memory banks of this kind come from. Let $R$ be the queries of the batch whose own target is in the bank, and $o(i)$ its newest entry:
+# We see two reasons. A fresh right answer stands against stale wrong ones, and these can be told apart by age alone: if queries and new targets move together, away from where the bank was made, every entry scores lower, and nothing about pictures is learnt. And no gradient reaches an entry: it teaches the query's side alone, and the softmax gives it the share of the batch's wrong answers, which teach both sides.
+# The first reason is age; the second is there without it, and holds for any bank.
+#
+# So here the bank has a contrast of its own, as in {cite:t}`xbm`. Let $R$ be the queries of the batch whose own target is in the bank, and $o(i)$ its newest entry:
 #
 # $$L_{\text{bank}} = -\frac1B \sum_{i \in R} \log \frac{e^{s(q_i, \hat Y_{o(i)})/\tau}}{e^{s(q_i, \hat Y_{o(i)})/\tau} + \sum_{e} w_e\, e^{s(q_i, \hat Y_e)/\tau}},$$ (eq-06-bank)
 #
-# the sum over entries of other pictures. Right and wrong are stale alike, a common move changes nothing, and the contrast of the batch stays what it was. The weight stands *outside* the temperature, so that in the logits it becomes $\log w_e$ after the division.
+# the sum over entries of other pictures. Right and wrong are stale alike, a common move changes nothing, and the contrast of the batch stays what it was. At toy the bank holds 512 entries of some two thousand pictures, and about a quarter of the queries find their target in it. The others add 0 to a sum that is divided by $B$, so $L_{\text{bank}}$ weighs about a quarter of what $L$ does.
+#
+# Below, `beside` makes the logits of wrong entries, the place where $w_e$ enters, and `recalled` the loss.
 
 
 # %%
@@ -827,12 +835,18 @@ def recalled(
     there = own.any(1)
     if not there.any():
         return queries.sum() * 0
-    asked, newest = queries[there], own[there].int().cumsum(1).argmax(1)  # by age
+    asked, newest = (
+        queries[there],
+        own[there].int().cumsum(1).argmax(1),
+    )  # last of one's own, as entries stand in order of birth
     right = (asked[:, None] * bank[0][newest]).sum(2).amax(1) / temperature  # (R,)
     wrong = beside(asked, targets[there], temperature, bank)
     losses = torch.cat([right[:, None], wrong], 1).logsumexp(1) - right  # (R,)
     return losses.sum() / len(queries)
 
+
+# %% [markdown]
+# By hand, at $\tau = 1$: entry 7 is the own target and scores 1. Entry 8 scores 1 and weighs one half, entry 9 scores 0 and weighs one quarter. The own entry's weight does not count.
 
 # %% tags=["page-only"]
 one, stored = torch.tensor([[1.0, 0.0]]), torch.eye(2)[[0, 0, 1]][:, None]
@@ -951,6 +965,9 @@ def worth(bank: Bank, step: int, fade: float) -> Tensor:
     return bank.weights(step, fade).double() * by
 
 
+# %% [markdown]
+# A bank of three places; half of each batch of four is admitted. At step 2 it is full, and pictures 21 and 23 come. By weight times entropy, 13 (.45) and the new 23 (.50) go. Picture 1, the oldest, stays with .74, as its entropy is .9.
+
 # %% tags=["page-only"]
 told = torch.tensor([[9.0, 0, 0], [0, 0, 0], [3.0, 2.9, -9]])
 toy_bank = Bank(Policy(), 3, 0.5, 0)
@@ -967,7 +984,11 @@ print("after step 3, nothing older than 1:", toy_bank.pictures.tolist())
 # %% [markdown]
 # ## Step 7: training, and looking while it trains
 #
-# The loss of a batch: contrast, then admission, so that a batch never meets itself in the bank. SPRC's two further losses are part of the asymmetric arm: the words read behind *learnt* prompt vectors have to find the target too, and the fused tokens are pulled towards these prompts.
+# First come the contrasts of the batch and of the bank, then admission, so that a batch never meets itself in the bank. The whole losses are
+#
+# $$L_{\text{csmcir}} = L + L_{\text{bank}}, \qquad L_{\text{asym}} = L + \lambda_r L_r + \lambda_a L_a .$$ (eq-06-whole)
+#
+# $L_r$ and $L_a$ are SPRC's. $L_r$ is {eq}`eq-06-loss` with queries that are the words read behind *learnt* prompt vectors: they have to find the target too. $L_a$ pulls the fused tokens towards these prompts: it is the mean squared difference of the mean fused token and the mean prompt. $\lambda_r$ and $\lambda_a$ are `settings.relative` and `settings.align`.
 
 
 # %%
@@ -1151,7 +1172,7 @@ def trained(name: str) -> Composed:
 # %% [markdown]
 # ## Train and watch
 #
-# Before the library trains anything, the whole loop in ten lines, on sixteen triplets again and again, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing ever tells one token from another: they see the same, learn the same, and $K$ vectors are one. Guessing costs $\ln 16$; compare both losses with it, and then the cosines of different tokens of a picture.
+# Before the library trains anything, the whole loop in ten lines, on sixteen triplets again and again, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing ever tells one token from another: they see the same, learn the same, and $K$ vectors are one. Guessing costs $\ln 16$; compare both losses with it. They do not tell what went wrong; the cosine of different tokens of a picture does.
 
 # %% tags=["page-only"]
 for start in ("as here", "at zero"):
@@ -1179,7 +1200,8 @@ for start in ("as here", "at zero"):
 # |---|---|
 # | `csmcir` | the whole method |
 # | `asymmetric` | after SPRC: gallery without texts, two passes for a query, its three losses, no bank |
-# | `asymmetric_plain`, `asymmetric_captions` | the same with the contrast alone; with captions in the gallery |
+# | `asymmetric_plain` | the same with the contrast alone |
+# | `asymmetric_captions` | `asymmetric` with captions in the gallery, and its three losses |
 # | `image`, `text`, `sum`, `concat` | one side of the query alone; the sum of both; both through a small network. Gallery without captions |
 # | `no_bank`, `no_captions`, `not_shared` | one of the three parts is missing |
 # | `only_captions`, `only_shared`, `only_bank`, `none` | two, or all three, are missing. `only_shared` is the symmetric tower without captions |
@@ -1189,7 +1211,7 @@ for start in ("as here", "at zero"):
 # | `one_sum` | `csmcir` with the bank's entries in the sum of the batch, step 6 |
 # | `bm25` | the same words without training, step 2 |
 #
-# All see the same batches in the same order, for the same number of steps; what a step costs is in the table of results. Two towers that are not shared keep one table of words, and are narrowed until both together have the weights of one. This page trains `asymmetric` and `csmcir`; the others come from the grid.
+# All see the same batches in the same order, for the same number of steps. What a step of the two arms of this page costs is printed with their results. Two towers that are not shared keep one table of words, and are narrowed until both together have the weights of one. This page trains `asymmetric` and `csmcir`; the others come from the grid.
 
 # %%
 PLANS = {
@@ -1255,7 +1277,7 @@ def passed(model: Composed, queries: Queries, level: str | None = None) -> Found
 
 
 # %% [markdown]
-# R@$K$ is the share of queries whose target is among the first $K$; one target each. We measure it with the reference removed, as CIRR does, and with the reference kept, as FashionIQ's original protocol does. *Subset* recall ranks the target and four near misses only.
+# {term}`recall@K` is the share of queries whose target is among the first so many; one target each. `r@10` is measured with the reference removed, as CIRR does, `kept@10` with the reference kept, as FashionIQ's original protocol does. `subset@1` ranks the target and four near misses only, and there a tie is lost.
 
 
 # %%
@@ -1493,7 +1515,7 @@ pages.score_table(
 )  # fmt: skip
 
 # %% [markdown]
-# `r@K` is recall with the reference removed, `kept@K` with the reference among the candidates, `subset@K` recall within the subsets. `wrong@1` is R@1 when every picture of the gallery carries the caption of another, `centred@1` R@1 after both sides' means are taken away; neither was trained for. The cost:
+# `wrong@1` is R@1 when every picture of the gallery carries the caption of another, `centred@1` R@1 after both sides' means are taken away; neither was trained for. The cost:
 
 # %% tags=["page-only", "hide-input"]
 for name in MODELS:
@@ -2021,7 +2043,7 @@ print(f"captions of {pictures:,} pictures: {told / 1e15:,.0f} PFLOP")
 print(f"training the Q-Former, {passes:,} passes: {trained_for / 1e15:,.0f} PFLOP")
 
 # %% [markdown]
-# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture. Counted so, captions cost as much as training or more, and a gallery that grows needs one for each new picture before it can be found. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
+# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture. Counted so, captions cost more than the training of the Q-Former; the frozen eye and the attention to patches are not counted, and 45,000 are the pictures of all three categories. A gallery that grows needs one for each new picture before it can be found. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
 #
 # ```bash
 # python data_scripts/cir.py emoji DIR           # Fluent emoji: skin tones, genders, colours
