@@ -123,7 +123,7 @@ for number, triplet in enumerate(asked, 1):
 # | $s(q, Y)$ | their score, the best of the $K$ | `scores` |
 # | $B$ | queries in a batch | `settings.batch` |
 # | $\tau$ | {term}`temperature` of the contrast, learnt | `Composed.temperature` |
-# | $p_i(j)$, $h_i$ | softmax of query $i$'s scores in its batch; its entropy, from 0 to 1 | `entropies` |
+# | $p_i(j)$, $h_i$ | softmax of query $i$'s scores in its batch; its {term}`entropy`, from 0 to 1 | `entropies` |
 # | $\rho$, $C$ | share of a batch that the bank admits; its capacity | `settings.admitted`, `settings.capacity` |
 # | $\hat Y_e$, $a_e$ | vectors of entry $e$; its age in steps | `Bank.vectors`, `step - Bank.birth` |
 # | $A_t$, $T_t$ | when an entry is dropped, how fast it fades; $A_0$, $T_0$ at the peak $\eta_0$ of the learning rate $\eta_t$ | `oldest`, `fade` |
@@ -358,7 +358,7 @@ if shown:
 # query, which is no argument of `caption`, though it is written in the phrases of those who ask.
 #
 # Nobody should believe a caption without a look: how often is it right? And how far does one get by *reading alone*? That asks a {term}`refuter`, the arm `bm25`: caption the reference too, add the words of the change, and let {term}`BM25` find the caption that shares most of them. No picture is compared with any. If that does
-# as well as the towers, they are not needed here. BM25 cannot learn that *not the minus but an arrow* asks for no minus; a second refuter, the arm `words`, can: it is the chapter's own tower, trained as long as the others, that reads
+# as well as the towers do in the results, they are not needed here. BM25 cannot learn that *not the minus but an arrow* asks for no minus; a second refuter, the arm `words`, can: it is the chapter's own tower, trained as long as the others, that reads
 # these captions and changes and sees no picture on either side.
 
 
@@ -785,7 +785,7 @@ def own_first(logits: Tensor) -> Tensor:
 # %% [markdown]
 # ## Step 6: a memory bank, by entropy and by age
 #
-# A batch of 64 holds 63 wrong answers, and most of them are of other families: easy. A *memory bank* {cite:p}`xbm` keeps vectors $\hat Y_e$ of earlier targets as further ones. Its trouble is age: the tower that made an entry has moved on. How far it has moved is {term}`staleness`, and it may be little: Step 7 measures it. What CSMCIR does about quality and age we know only as two words; this is our instantiation.
+# A batch of 64 holds 63 wrong answers, and most of them are of other families: easy. A *memory bank* {cite:p}`xbm` keeps vectors $\hat Y_e$ of earlier targets as further ones. Its trouble is age: the tower that made an entry has moved on. How far it has moved is {term}`staleness`. Step 7 measures it; with the loss below it was small on a development world, so that age may matter little at toy. What CSMCIR does about quality and age we know only as two words; this is our instantiation.
 #
 # *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$, repeated answers left out as above, and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from other targets of the batch. Such a target is easily taken for another, so we take it to be worth keeping; that is a heuristic. The share $\rho$ with the highest $h$ is admitted. One can read the word the other way, and keep what the model is sure of; that is an arm.
 #
@@ -1647,7 +1647,7 @@ pages.arm_table(
 )  # fmt: skip
 
 # %% [markdown]
-# `steps_to` is the number of steps until a look found the recall that counts as reached; a run that never did has one look more than it trained.
+# `steps_to` is the number of steps until a look found an R@10 of `settings.reached`; a run that never did has one look more than it trained.
 
 # %% [markdown]
 # The three parts, each there or not:
@@ -2039,7 +2039,7 @@ print(f"captions of {pictures:,} pictures: {told / 1e15:,.0f} PFLOP")
 print(f"training the Q-Former, {passes:,} passes: {trained_for / 1e15:,.0f} PFLOP")
 
 # %% [markdown]
-# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture. Counted so, captions cost more than the training of the Q-Former; the frozen eye and the attention to patches are not counted, and 45,000 are the pictures of all three categories. A gallery that grows needs one for each new picture before it can be found. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
+# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture. Counted so, captions cost more than the training of the Q-Former; the frozen eye and the attention to patches are not counted, and 45,000 are the pictures of all three categories. A gallery that grows needs a caption for each new picture before it can be found. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
 #
 # ```bash
 # python data_scripts/cir.py emoji DIR           # Fluent emoji: skin tones, genders, colours
