@@ -14,6 +14,7 @@ import torch
 from minisearch import chapters
 from minisearch.agents.queries import scored
 from minisearch.agents.trajectory import Segment, Trajectory
+from minisearch.claims import Card
 from minisearch.errors import InputError
 from minisearch.models.lm import load_lm
 from minisearch.recorder import Recorder
@@ -82,7 +83,7 @@ def pieces_of(page, question, plan=None, queries=None, answer=None):
 
 
 def attempt_of(page, lm, question, **changes):
-    return page.written_by_hand(lm, question, pieces_of(page, question, **changes))
+    return page.written_by_hand(lm, pieces_of(page, question, **changes))
 
 
 # -- reading a plan --------------------------------------------------------------------------------
@@ -246,7 +247,7 @@ def test_a_plan_without_a_search_and_a_search_without_a_plan(page, lm, question)
 
 def test_a_plan_after_the_first_search_is_not_paid(page, lm, question):
     pieces = pieces_of(page, question)
-    late = page.written_by_hand(lm, question, [*pieces[1:4], pieces[0], *pieces[4:]])
+    late = page.written_by_hand(lm, [*pieces[1:4], pieces[0], *pieces[4:]])
     assert reward(page, late, question) == 1
 
 
@@ -321,13 +322,31 @@ def test_a_run_is_given_a_name(page, columns, verdict):
 
 
 def test_watching_changes_nothing_and_counts(page, lm, question):
+    asked = lm.encode(question["question"])
     attempts = [attempt_of(page, lm, question), attempt_of(page, lm, question, plan=[])]
-    watch = page.Watch(page.Rules())
+    attempts = [attempt.with_prompt(asked) for attempt in attempts]
+    watch = page.Watch(lm, page.Rules())
     extra = watch(scored(lm, attempts, [question] * 2, 2))
     assert (extra == 0).all()
     row = watch.log[0]
     assert row["planned"] == row["valid"] == row["planned_right"] == 0.5
     assert row["right"] == row["formed"] == 1
+
+
+def test_the_divergence_from_the_start_is_0_at_the_start_and_grows(page, question):
+    lm = load_lm("toy-0")
+    prompt = page.protocol_of(lm.tokenizer).prompt(lm.tokenizer, question["question"])
+    watch, library = page.Watch(lm, page.Rules()), page.open_world("blank", 100)[1]
+
+    def moved():
+        config = page.settings.attempts()
+        made = page.rollout(lm, library, page.protocol_of(lm.tokenizer), [prompt] * 2, config, 1)
+        return watch.moved(made)
+
+    assert moved() == pytest.approx(0, abs=1e-4)
+    with torch.no_grad():
+        lm.model.get_decoder().norm.weight.mul_(0.5)  # the policy moves, the start stays
+    assert moved() > 0.01
 
 
 # -- lessons ---------------------------------------------------------------------------------------
@@ -419,7 +438,7 @@ def test_the_filter_keeps_what_is_right_planned_and_in_order(page, lm, question)
     many = pieces_of(page, question, plan=short)
     more = [(page.Piece("think", "x"), page.Piece("search", f"more {n}"), many[3]) for n in (0, 1)]
     long = [*many[:-2], *more[0], *more[1], *many[-2:]]
-    assert not page.keeps(question, page.written_by_hand(lm, question, long))
+    assert not page.keeps(question, page.written_by_hand(lm, long))
 
 
 def test_an_unknown_filter_is_named(page, lm, question):
@@ -427,31 +446,64 @@ def test_an_unknown_filter_is_named(page, lm, question):
         page.keeps(question, attempt_of(page, lm, question), "best")
 
 
-def test_every_filter_gives_the_same_number(page, lm, question):
+def test_as_many_are_drawn_as_asked_for(page, lm, question):
     right = (question, attempt_of(page, lm, question))
-    wrong = (question, attempt_of(page, lm, question, answer="nobody"))
-    pool = [wrong, right, wrong, wrong]
-    assert page.drawn(pool, "full", 3, 0) == [right] * 3
-    assert len(page.drawn(pool, "none", 9, 0)) == 9
-    with pytest.raises(InputError, match="none of 1 passes"):
-        page.drawn([wrong], "full", 3, 0)
+    other = (question, attempt_of(page, lm, question, answer="nobody"))
+    assert page.drawn([right], 3, 0) == [right] * 3
+    drawn = page.drawn([right, other] * 4, 8, 0)
+    assert sorted(map(id, (a for _, a in drawn))) == sorted(
+        map(id, [right[1]] * 4 + [other[1]] * 4)
+    )
+    assert drawn != page.drawn([right, other] * 4, 8, 1)
+    with pytest.raises(InputError, match="none passes"):
+        page.drawn([], 3, 0)
 
 
-def test_a_plan_alone_is_a_plan_and_the_beginning_of_a_thought(page, lm, question):
-    lines = page.steps_of(question)
-    ids, learn = page.lesson(lm, question, page.only_plan(lm, lines))
+def test_an_opening_ends_before_anything_was_found(page, lm, question):
+    attempt = attempt_of(page, lm, question)
+    begun = page.opening(attempt)
+    assert [s.kind for s in begun.segments[1:]] == page.OPENED
+    assert [s.kind for s in attempt.segments].count("documents") == 3  # the original is whole
+    ids, learn = page.lesson(lm, question, begun)
     learnt = lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag])
-    assert learnt == f"{page.plan_block(lines)} <think>"
-    ids, learn = page.lesson(lm, question, page.with_plan(lm, page.only_plan(lm, lines), []))
-    assert lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag]) == "<think>"
+    assert learnt.startswith("<plan>")
+    assert learnt.endswith("</search>")
+    ids, learn = page.lesson(lm, question, page.with_plan(lm, begun, []))
+    assert lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag]).startswith("<think>")
+    silent = attempt_of(page, lm, question, queries=[])
+    assert page.opening(silent).ids == silent.ids
+
+
+def test_an_opening_is_kept_for_its_form_and_not_for_its_answer(page, lm, question):
+    wrong = attempt_of(page, lm, question, answer="nobody")
+    assert page.opens(question, wrong)
+    assert not page.keeps(question, wrong)
+    refused = {
+        "no plan": attempt_of(page, lm, question, plan=[]),
+        "no search": attempt_of(page, lm, question, queries=[]),
+        "plan in bad form": attempt_of(page, lm, question, plan=page.steps_of(question)[:1]),
+    }
+    broken = attempt_of(page, lm, question)
+    broken.segments.insert(2, Segment("invalid", lm.encode("mayor"), [0.0]))
+    for what, attempt in (refused | {"words outside": broken}).items():
+        assert not page.opens(question, attempt), what
+        assert page.opens(question, attempt, "none"), what
+
+
+def test_the_first_opening_is_written_by_hand(page, lm, question):
+    attempt = page.opened_by_hand(lm, question)
+    steps = page.steps_of(question)
+    assert attempt.text == f"{page.plan_block(steps)} <think> need {steps[0]} </think>"
+    assert [s.kind for s in attempt.segments[1:]] == ["plan", "think"]
 
 
 def test_twins_see_the_same_lessons_but_for_their_plans(page, lm):
     tag = lm.encode("<plan>")[0]
     own, cut, turned = (
-        page.lessons_of(lm, page.RECIPES[name]) for name in ("plan", "no_plan", "shuffled")
+        page.lessons_of(name, lm, page.RECIPES[name]) for name in ("plan", "no_plan", "shuffled")
     )
-    assert len(own) == len(cut) == len(turned) > page.settings.kept
+    both = page.settings.kept + page.settings.openings
+    assert len(own) == len(cut) == len(turned) == both
     assert all(tag in ids for ids, _ in own + turned)
     assert not any(tag in ids for ids, _ in cut)
     for (with_it, flags), (without, others) in zip(own, cut, strict=True):
@@ -461,7 +513,7 @@ def test_twins_see_the_same_lessons_but_for_their_plans(page, lm):
         ]
     assert all(sorted(a[0]) == sorted(b[0]) for a, b in zip(own, turned, strict=True))
     assert any(a[0] != b[0] for a, b in zip(own, turned, strict=True))
-    mixed = page.lessons_of(lm, page.RECIPES["ready"])
+    mixed = page.lessons_of("ready", lm, page.RECIPES["ready"])
     planned = sum(tag in ids for ids, _ in mixed)
     assert planned / len(mixed) == pytest.approx(page.settings.share, abs=0.02)
 
@@ -485,7 +537,7 @@ def test_tuning_teaches_to_plan(page, question):
     lm = load_lm("toy-0")
     lessons = [page.lesson(lm, question, attempt_of(page, lm, question))] * 2
     before = first_token(lm, page, question, "<plan>")
-    module = page.tune(lm, lessons, 4, 0)
+    module = page.tune(lm, lessons, 1e-3, 4, 0)
     assert first_token(lm, page, question, "<plan>") > before + 2
     losses = module.history.column("loss")[1]
     assert losses[-1] < losses[0]
@@ -493,18 +545,36 @@ def test_tuning_teaches_to_plan(page, question):
 
 def test_nothing_to_learn_from_is_an_error(page, lm):
     with pytest.raises(InputError, match="lessons"):
-        page.tune(lm, [], 1, 0)
+        page.tune(lm, [], 1e-3, 1, 0)
 
 
-def test_sharpening_multiplies_all_logits(page, question):
-    lm = load_lm("toy-0")
-    ids = torch.tensor([lm.encode(question["question"])])
+def test_padding_and_parts_do_not_change_the_loss(page, lm, world):
+    asked = world[0].questions(4, hops=(2, 4), seed=3)
+    lessons = [page.lesson(lm, q, attempt_of(page, lm, q)) for q in asked]
+    lessons += [page.lesson(lm, q, page.opened_by_hand(lm, q)) for q in asked]
     with torch.no_grad():
-        before = lm.model(ids).logits
-        page.sharpen(lm, 8.0)
-        after = lm.model(ids).logits
-    assert torch.allclose(8 * before, after, rtol=1e-4, atol=1e-3)
-    assert torch.equal(before.argmax(-1), after.argmax(-1))
+        module = page.Tuning(lm, lessons)
+        found = float(module.loss({"lesson": torch.arange(len(lessons))}))
+        sums, count = 0.0, 0
+        for ids, learn in lessons:
+            logits = lm.model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            own = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+            sums -= float(own[torch.tensor(learn[1:])].sum())
+            count += sum(learn)
+    assert found == pytest.approx(sums / count, rel=1e-4)
+
+
+def test_what_is_taken_away_is_one_setting_of_training(page):
+    own = {name: vars(page.starved(page.RECIPES[name])) for name in ("ready", "sharp", "unstable")}
+    changed = {
+        name: {key: value for key, value in own[name].items() if value != own["ready"][key]}
+        for name in ("sharp", "unstable")
+    }
+    assert changed["sharp"] == {"drawn_at": 0.125}
+    assert changed["unstable"] == {"learning_rate": pytest.approx(6e-3)}
+    assert page.starved(page.RECIPES["sharp"]).attempts().temperature == 0.125
+    assert page.starved(page.RECIPES["ready"]).attempts().temperature == 1
+    assert page.starved(page.RECIPES["sharp"]).attempts(0.0).temperature == 0
 
 
 def test_hints_are_one_token_and_as_many_as_the_share_asks(page, lm, question):
@@ -554,21 +624,32 @@ def test_the_task_asks_two_to_four_steps_and_tests_in_another_world(page):
 # -- whole arms ------------------------------------------------------------------------------------
 
 
-def test_a_hand_written_plan_counts_as_one(page, lm):
-    page.run_arm("told")
-    metrics = page.record.metrics
-    assert metrics["told/planned_greedy"] == metrics["told/planned_sampled"] == 1
-    assert metrics["told/the_plan_sampled"] == 1
+ARMS = [
+    "cold", "told", "grpo", "no_plan", "plan", "plan_answer", "tuned", "direct",
+    "answer_filter", "no_filter", "shuffled", "distilled", "ready_start", "ready", "sharp",
+    "unstable", "unskilled",
+]  # fmt: skip
 
 
-def test_the_whole_way_at_smoke(page):
-    page.run_arm("plan")
+def test_the_card_and_the_chapter_have_the_same_arms(page):
+    assert set(ARMS) == {*page.RECIPES, "told"} == set(Card.read(CHAPTER).arms)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_at_smoke(page, monkeypatch, arm):
+    few = {"one_hop": 1, "multi_hop": 3, "steps": 1, "looked_at": 1, "pool": 6}
+    monkeypatch.setattr(page, "settings", replace(page.settings, **few))
+    page.run_arm(arm)
     metrics = page.record.metrics
-    for name in ("em_greedy", "planned_sampled", "em_distracted", "on_course_by_distraction"):
-        assert math.isfinite(metrics[f"plan/{name}"])
-    assert "plan/planned_right_training" in metrics
-    loss = metrics["plan/em_distracted"] - metrics["plan/em_sampled"]
-    assert metrics["plan/em_by_distraction"] == pytest.approx(loss, abs=1e-6)
+    for name in ("em_greedy", "planned_sampled", "planned_right_sampled", "em_distracted"):
+        assert math.isfinite(metrics[f"{arm}/{name}"])
+    loss = metrics[f"{arm}/em_distracted"] - metrics[f"{arm}/em_sampled"]
+    assert metrics[f"{arm}/em_by_distraction"] == pytest.approx(loss, abs=1e-6)
+    assert (f"{arm}/planned_training" in metrics) == (arm in page.MODULES)
+    assert (f"{arm}/S2 a plan" in metrics) == (arm in ("cold", "tuned"))
+    if arm == "told":
+        assert metrics["told/planned_greedy"] == metrics["told/planned_sampled"] == 1
+        assert metrics["told/the_plan_sampled"] == 1
 
 
 def test_an_unknown_arm_is_named(page):

@@ -144,8 +144,11 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c["grid"].update(worlds="2-0"), "grid.worlds: found '2-0'"),
     (lambda c: c["arms"][1].update(inits="1"), "dense.inits: found 1; expected some of the"),
     (
-        lambda c: (c["grid"].update(inits="0-1"), c["arms"][0].update(inits="0"),
-                   c["arms"][1].update(inits="1")),
+        lambda c: (
+            c["grid"].update(inits="0-1"),
+            c["arms"][0].update(inits="0"),
+            c["arms"][1].update(inits="1"),
+        ),
         "dense_beats_keywords, inits: found none in common",
     ),
     (lambda c: c["arms"][0].update(seeds="some"), r"arms\[0\]\.seeds: found 'some'"),
