@@ -79,6 +79,8 @@ from minisearch.agents.study import (
     record_training,
     train,
 )
+
+# %% tags=["hide-input"]
 from minisearch.agents.trajectory import (
     Segment,
     Trajectory,
@@ -121,7 +123,7 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 #   ever tried; stable training; and the sub-skills that a plan presupposes, such as joining a sub-question that stands ready with what was found later.
 # * *Self-bootstrapping* works: a small model in which planning did emerge writes attempts, these are filtered, and tune any other model, also larger ones and of other families, with no stronger teacher. All tested models plan then, and beat the baselines on questions of several steps.
 #
-# The order *first tune, then reinforcement learning* is our inference from the abstract. Whether a plan helps on its own, apart from all the tuning around it, the abstract does not say, and it is the first thing we ask: **every arm that plans has a twin that was
+# The order *first tune, then reinforcement learning* is our inference from the abstract. Whether a plan helps on its own, apart from all the tuning around it, the abstract does not say, and it is the first thing we ask: **the policy that plans has a twin that was
 # tuned on the very same attempts with their plans cut out.**
 #
 # ## Symbols
@@ -477,7 +479,7 @@ print(f"without order {coverage(everything, False):.2f}")
 # | S3 | to put what was found into the next sub-question | with a plan given: after a thought that says it found a name, the next search has that name |
 # | S4 | to close | with the plan and every search done, and the right passages in sight: the answer is right |
 #
-# Two more measures need an invented world. An attempt is *in order* if the steps its thoughts need follow those of the question. A search is *on course* if it has the name that the first open step starts from; a policy that drifts asks about something else.
+# Two more measures need an invented world. An attempt is *in order* if the steps its thoughts need follow those of the question. A search is *on course* if it has the name that the first open step starts from; a policy that drifts asks about something else. Both go as far as the attempt goes: one that gives up early can be in order, so that they have to be read beside the right answers.
 
 
 # %%
@@ -507,6 +509,7 @@ def on_course(attempt: Trajectory, question: Question) -> float:
     return float(np.mean(held)) if held else 0.0
 
 
+# %%
 def is_the_plan(attempt: Trajectory, question: Question) -> float:
     """Whether it has the question's own plan, line by line; 0 where that is not known."""
     known = "entity" in question["metadata"]
@@ -766,6 +769,7 @@ def written_by_hand(lm: LanguageModel, pieces: Sequence[Piece]) -> Trajectory:
     return attempt
 
 
+# %%
 def opened_by_hand(lm: LanguageModel, question: Question) -> Trajectory:
     """The plan, and the first thought that follows from it."""
     steps = steps_of(question)
@@ -800,7 +804,7 @@ def first_lessons(lm: LanguageModel) -> list[Lesson]:
 
 
 # %% [markdown]
-# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. They are drawn at a temperature of 0.7, at which fewer break their form. The pool is made once for each encyclopedia and seed model, and kept on disk.
+# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. They are drawn at a temperature of 0.7, at which fewer break their form. The pool is made once for each encyclopedia and seed model, and kept on disk; all runs of the grid that share these share the pool, so that its luck is not in their intervals.
 
 
 # %%
@@ -892,6 +896,7 @@ def keeps(question: Question, attempt: Trajectory, how: str = "full") -> bool:
     )
 
 
+# %%
 def opening(attempt: Trajectory) -> Trajectory:
     """An attempt as far as its first search: a plan, a thought, a query."""
     kinds = [segment.kind for segment in attempt.segments]
@@ -1244,6 +1249,7 @@ def record_probes(name: str, lm: LanguageModel) -> None:
             record.metric(f"{name}/{skill}{whose}", value)
 
 
+# %%
 def starved(recipe: Recipe) -> PlanSettings:
     """The settings of training, without what the recipe takes away."""
     rate = settings.learning_rate * (settings.faster if recipe.fast else 1)
@@ -1454,7 +1460,7 @@ pages.arm_table("08_plan", after, ["ready_start", *STARTS])
 # %% [markdown]
 # ### What a plan is worth, and to whom
 #
-# What each arm has over `no_plan` in the runs that both have, with the same encyclopedia, target and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+# What each arm has over `no_plan` in the runs that both have, with the same encyclopedia, target and seed of training. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
 # %% tags=["page-only", "hide-input"]
 others = [name for name in RECIPES if name not in ("cold", "no_plan")]

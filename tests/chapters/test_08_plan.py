@@ -637,7 +637,7 @@ def test_the_card_and_the_chapter_have_the_same_arms(page):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_at_smoke(page, monkeypatch, arm):
-    few = {"one_hop": 1, "multi_hop": 3, "steps": 1, "looked_at": 1, "pool": 6}
+    few = {"one_hop": 1, "multi_hop": 3, "steps": 1, "looked_at": 1}
     monkeypatch.setattr(page, "settings", replace(page.settings, **few))
     page.run_arm(arm)
     metrics = page.record.metrics
