@@ -222,7 +222,7 @@ def bad_plans(page, question):
     steps = page.steps_of(question)
     return {
         "one line": steps[:1],
-        "longer than the searches allowed": [f"mayor of a{n}" for n in range(6)],
+        "longer than the searches allowed": [f"mayor of a{n}" for n in range(9)],
         "the same line twice": [steps[0], steps[0]],
         "a reference to a later line": [steps[1], steps[0]],
         "a reference to itself": [steps[0], "mayor of #2"],
@@ -256,6 +256,15 @@ def test_an_answer_that_was_opened_by_the_environment_is_not_well_formed(page, l
     assert page.rest_is_formed(attempt)
     attempt.segments[-1] = replace(attempt.segments[-1], log_probs=None)
     assert not page.rest_is_formed(attempt)
+
+
+def test_running_out_of_searches_is_no_broken_form(page, lm, question):
+    whole = attempt_of(page, lm, question)
+    words = attempt_of(page, lm, question)
+    words.segments.insert(2, Segment("invalid", lm.encode("mayor"), [0.0]))
+    assert (page.is_broken(whole), page.is_broken(words)) == (0, 1)
+    words.queries = [f"q{n}" for n in range(page.settings.searches)]
+    assert page.is_broken(words) == 0
 
 
 # -- sub-skills and what is watched ----------------------------------------------------------------
@@ -467,9 +476,10 @@ def test_an_opening_ends_before_anything_was_found(page, lm, question):
     ids, learn = page.lesson(lm, question, begun)
     learnt = lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag])
     assert learnt.startswith("<plan>")
-    assert learnt.endswith("</search>")
+    assert learnt.endswith("</think>")
     ids, learn = page.lesson(lm, question, page.with_plan(lm, begun, []))
-    assert lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag]).startswith("<think>")
+    learnt = lm.decode([i for i, flag in zip(ids, learn, strict=True) if flag])
+    assert learnt == f"<think> need {page.steps_of(question)[0]} </think>"
     silent = attempt_of(page, lm, question, queries=[])
     assert page.opening(silent).ids == silent.ids
 
