@@ -164,7 +164,7 @@ class LoopSettings(AgentSettings):
     model: str = dial("toy", "toy", "smollm2", "Qwen/Qwen2.5-3B", source="3B to 14B")
     questions_a_step: int = dial(2, 8, 16, 256, source="not published; AutoRefine's")
     group: int = dial(4, 8, 5, 5, source="not published; AutoRefine's; ours")
-    steps: int = dial(2, 20, 100, 200, source="not published; AutoRefine's; ours")
+    steps: int = dial(2, 16, 100, 200, source="not published; AutoRefine's; ours")
     minibatches: int = dial(2, 2, 2, 2, source="not published; ours")
     learning_rate: float = dial(6e-4, 6e-4, 1e-5, 1e-6, source="not published; sweep")
     warmup: float = dial(0.0, 0.0, 0.0, 0.0, source="not published; AutoRefine's")
@@ -863,7 +863,14 @@ def demonstrated(lm: LanguageModel) -> list[Pair]:
     """Attempts of the scripted searcher, at the same questions as those of the pool."""
     asked, library = pool_questions(settings.pool, "pool")
     home, _ = open_world("blank", 200 + world_seed)
-    skill = Habits((0.0, 0.2, 0.5, 0.3), drift=0, misread=0, believe=0, retry=1)
+    skill = Habits(
+        (0.0, 0.2, 0.5, 0.3),
+        drift=0,
+        misread=0,
+        believe=0,
+        retry=1,
+        searches=settings.searches,
+    )
     search = remembered(library, settings.passages)
     demonstrator = Demonstrator(home, search, protocol_of(lm.tokenizer))
     rng, pairs = np.random.default_rng(derive_seed(0, "demonstrator")), []
@@ -1015,8 +1022,8 @@ if settings.model == "toy":
     with torch.no_grad():
         logits = start.model(torch.tensor([start.encode(prompt)])).logits[0]
     for temperature in (1.0, settings.sharp):
-        drawn = torch.distributions.Categorical(logits=logits / temperature)
-        entropy = drawn.entropy().mean().item()
+        next_token = torch.distributions.Categorical(logits=logits / temperature)
+        entropy = next_token.entropy().mean().item()
         print(
             f"temperature {temperature:5.3f}: mean entropy over a prompt {entropy:.2f} nats"
         )
