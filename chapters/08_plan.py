@@ -101,14 +101,14 @@ from minisearch.storage import cached
 # ## One question too long
 #
 # The world is the invented encyclopedia of chapter 7, the model the one that training starts from there. Its pre-training held questions of one to three steps. Here it is asked one of *four*. Its thoughts
-# says what it is after: `need chief of ..`. We look at the first question that does not ask for the same relation twice. Watch the order in which it needs things.
+# say what it is after: `need chief of ..`. We look at the first question that does not ask for the same relation twice. Watch the order in which it needs things.
 
 
 # %% tags=["hide-input"]
 def needs_of(attempt: Trajectory) -> list[str]:
     """What the thoughts need, in order; the same thing of the same name is one need."""
     blocks = closed_blocks(attempt.text)
-    thoughts = " ".join(text for tag, text in blocks if tag == "think")
+    thoughts = " ; ".join(text for tag, text in blocks if tag == "think")
     pairs = re.findall(r"\bneed (\S+) of ([^;<]+)", thoughts)
     needs = [(noun, name.strip()) for noun, name in pairs]
     return [need[0] for n, need in enumerate(needs) if n == 0 or need != needs[n - 1]]
@@ -1532,7 +1532,7 @@ pages.tuning_table("08_plan")
 #
 # ### Exercise 1: filling in
 #
-# Write `fill`: a sub-question with each `#j` replaced by the $j$-th of the names found so far. It returns None where a name is not there yet. Before you do: what does text replacement of `#1` do to a plan of twelve lines?
+# Write `fill`: a sub-question with each `#j` replaced by the $j$-th of the names found so far. It returns None where there is no such name, as for `#0` or a name not found yet. Before you do: what does replacing the text `#1` do to `#12`? (`filled` of step 2 comes near; try without.)
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -1565,6 +1565,16 @@ def properties_of_fill(fill):
     yield "there is no number 0", lambda: fill("twin of #0", ["Ada"]) is None
     yield "a name with a sign", lambda: fill("#1 of #2", ["#2", "Bo"]) == "#2 of Bo"
     yield (
+        "a name with a lower sign",
+        lambda: fill("#2 of #1", ["Ada", "#1"]) == "#1 of Ada",
+    )
+    yield "a tuple of names", lambda: fill("mayor of #1", ("Luth",)) == "mayor of Luth"
+    yield "a sign inside a word", lambda: fill("#1's mayor", ["Ada"]) == "Ada's mayor"
+    yield (
+        "a backslash in a name",
+        lambda: fill("twin of #1", [r"A\1"]) == r"twin of A\1",
+    )
+    yield (
         "the last of several is missing",
         lambda: fill("#1 or #2", ["Ada"]) is None,
     )
@@ -1576,7 +1586,7 @@ assert check("ch08-fill", fill)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# A colleague pays a plan by `paid_with_a_bug`. Training runs, coverage rises to 1, and the policy's searches become longer and fewer. What has it learnt to search for? Write `paid_in_order`: claims may not cross, and a search serves one sub-question. (Step 3 has a solution; try without.)
+# A colleague pays a plan by `paid_with_a_bug`. Training runs, coverage rises to 1, the policy's searches become longer, and its plans stop using `#`. What has it learnt to search for? Write `paid_in_order`: claims may not cross, and a search serves one sub-question. (Step 3 has a solution; try without.)
 
 
 # %% tags=["page-only"]
@@ -1587,16 +1597,18 @@ def paid_with_a_bug(matches: Sequence[Sequence[float]]) -> float:
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch08-order", "locked": false, "schema_version": 3, "solution": true, "task": false}
 def paid_in_order(matches: Sequence[Sequence[float]]) -> float:
-    """Coverage with claims in order, each search claimed once."""
+    """Coverage with claims in order, each search claimed once; 0 without a plan."""
     ### BEGIN SOLUTION
+    from functools import cache
 
+    @cache
     def best(line: int, search: int) -> float:
         if line == len(matches) or search == len(matches[line]):
             return 0.0
         claimed = matches[line][search] + best(line + 1, search + 1)
         return max(claimed, best(line + 1, search), best(line, search + 1))
 
-    return best(0, 0) / len(matches)
+    return best(0, 0) / len(matches) if len(matches) else 0.0
     ### END SOLUTION
 
 
@@ -1616,6 +1628,18 @@ def properties_of_order(paid):
         "not greedily by line",
         lambda: np.isclose(paid([[0.6, 0.7], [0.0, 1.0]]), 0.8),
     )
+    yield "a weak match counts", lambda: np.isclose(paid([[0.2]]), 0.2)
+    yield (
+        "not the best pair first",
+        lambda: np.isclose(paid([[0.8, 1.0], [0, 0.8]]), 0.8),
+    )
+    yield (
+        "a line in the middle is left out",
+        lambda: np.isclose(paid([[1, 0], [0, 0], [0, 1]]), 2 / 3),
+    )
+    once = [[1.0, 0.0], [0.0, 1.0]]
+    yield "the table is left as it was", lambda: paid(once) == paid(once) == 1
+    yield "no plan", lambda: paid([]) == 0
     yield "nothing searched", lambda: np.isclose(paid([[], []]), 0)
     yield "more lines than searches", lambda: np.isclose(paid([[1.0], [0], [0]]), 1 / 3)
     ### END HIDDEN TESTS
@@ -1626,8 +1650,8 @@ assert check("ch08-order", paid_in_order)
 # %% [markdown]
 # ### Exercise 3: predict, then break it
 #
-# Eight wrong attempts, one of them with a perfect plan: what is its advantage? And that of the one right attempt among seven wrong ones, all without a plan? Predict both before you write `advantages_of`: for each attempt whether it is right, whether its plan is valid, and its coverage. Then look for weights with which the first becomes
-# small, and find that there are none. What would one have to change?
+# A group of four wrong attempts, one of them with a perfect plan: what is its advantage? And that of one right attempt among three wrong ones, all without a plan? Predict both before you write `advantages_of`: for each attempt whether it is right, whether its plan is valid, and its coverage. Then look for
+# weights above .001 with which the first becomes small. Which step of your function would have to change so that it does?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch08-gate", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1676,7 +1700,21 @@ def properties_of_gate(of):
     mixed = [1.0, 0, 0, 0], [False, True, False, False], [0, 1.0, 0, 0]
     yield (
         "right beats planned",
-        lambda: of(*mixed, 0.1, 0.2)[0] > of(*mixed, 0.1, 0.2)[1],
+        lambda: np.allclose(
+            of(*mixed, 0.1, 0.2), [1.43, -0.05, -0.69, -0.69], atol=1e-2
+        ),
+    )
+    two = none, [True, True, False, False], [0, 1.0, 0, 0]
+    yield (
+        "more coverage is more reward",
+        lambda: np.allclose(
+            of(*two, 0.1, 0.2), [0, 2**0.5, -(2**-0.5), -(2**-0.5)], atol=1e-3
+        ),
+    )
+    both = [1, 1, 0, 0], one, [1.0, 0, 0, 0]
+    yield (
+        "a plan adds to a right answer",
+        lambda: of(*both, 0.1, 0.2)[0] > of(*both, 0.1, 0.2)[1] + 0.1,
     )
     yield (
         "all right is dead",
@@ -1690,7 +1728,7 @@ assert check("ch08-gate", advantages_of)
 # %% [markdown]
 # ### Exercise 4: what a sharper start does
 #
-# A model begins with a plan with probability $p$ and with a thought otherwise. Write `rate_when_sharp`: that probability when all logits are multiplied by a factor, and `attempts_until`: how many attempts it then takes on average until the first plan. For which $p$ does sharpening make the model *more* likely to plan? Why is the share of planned lessons in
+# A model begins with a plan with probability $p$ and with a thought otherwise. Write `rate_when_sharp`: that probability when all logits are multiplied by a factor. Then write `attempts_until`: how many attempts it takes on average until the first plan. For which $p$ does sharpening make the model *more* likely to plan? Why is the share of planned lessons in
 # step 7 well below that?
 
 
@@ -1699,13 +1737,6 @@ def rate_when_sharp(p: float, factor: float) -> float:
     """The probability of a plan once all logits are multiplied."""
     ### BEGIN SOLUTION
     return p**factor / (p**factor + (1 - p) ** factor)
-    ### END SOLUTION
-
-
-def attempts_until(p: float) -> float:
-    """The mean number of attempts up to and with the first plan."""
-    ### BEGIN SOLUTION
-    return 1 / p if p else float("inf")
     ### END SOLUTION
 
 
@@ -1724,17 +1755,38 @@ def properties_of_sharp(rate):
     yield "flatter below 1", lambda: np.isclose(rate(0.2, 0.5), 1 / 3)
     yield "both sides sum to 1", lambda: np.isclose(rate(0.3, 3) + rate(0.7, 3), 1)
     yield "never stays never", lambda: rate(0.0, 3) == 0
+    yield "always stays always", lambda: rate(1.0, 8.0) == 1
     ### END HIDDEN TESTS
 
 
 assert check("ch08-sharp", rate_when_sharp)
-assert attempts_until(0.25) == 4
-assert attempts_until(0.0) == float("inf")
+
+
+# %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch08-until", "locked": false, "schema_version": 3, "solution": true, "task": false}
+def attempts_until(p: float) -> float:
+    """The mean number of attempts up to and with the first plan."""
+    ### BEGIN SOLUTION
+    return 1 / p if p else float("inf")
+    ### END SOLUTION
+
+
+# %% tags=["page-only", "check"] nbgrader={"grade": true, "grade_id": "ch08-until-test", "locked": true, "points": 1, "schema_version": 3, "solution": false, "task": false}
+@checks("ch08-until")
+def properties_of_until(until):
+    yield "one in four", lambda: np.isclose(until(0.25), 4)
+    yield "never", lambda: until(0.0) == float("inf")
+    ### BEGIN HIDDEN TESTS
+    yield "not a whole number", lambda: np.isclose(until(0.4), 2.5)
+    yield "always", lambda: np.isclose(until(1.0), 1)
+    ### END HIDDEN TESTS
+
+
+assert check("ch08-until", attempts_until)
 
 # %% [markdown]
 # ### Exercise 5: what a filter selects
 #
-# Of each number of steps the pool has some attempts, and a share of them is right. Write `after_filter`: the share of each number of steps among the right ones. With equally many of 2, 3 and 4 steps, right in 40, 10 and 1 of a hundred: what does a target see of the questions for which plans were invented? What could be done about it, and what would that cost?
+# Of each number of steps the pool has some attempts, and a share of them is right. Write `after_filter`: the share of each number of steps among the right ones. With equally many of 2, 3 and 4 steps, right in 40, 10 and 1 of a hundred: what does a target see of the questions for which plans were invented? Openings (step 6) are our remedy. What do they not teach?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch08-filter", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1755,10 +1807,28 @@ def properties_of_filter(after):
     )
     yield "only one kind", lambda: np.isclose(after({2: 5}, {2: 0.4})[2], 1)
     ### BEGIN HIDDEN TESTS
-    found = {2: 100, 3: 100, 4: 100}, {2: 0.4, 3: 0.1, 4: 0.01}
-    yield "the easy ones crowd in", lambda: np.isclose(after(*found)[2], 40 / 51)
-    yield "the long ones vanish", lambda: np.isclose(after(*found)[4], 1 / 51)
-    yield "they sum to 1", lambda: np.isclose(sum(after(*found).values()), 1)
+
+    def found() -> dict[int, float]:
+        return after({2: 100, 3: 100, 4: 100}, {2: 0.4, 3: 0.1, 4: 0.01})
+
+    def untouched() -> bool:
+        pool, right = {2: 10, 3: 10}, {2: 0.4, 3: 0.1}
+        after(pool, right)
+        return pool == {2: 10, 3: 10} and right == {2: 0.4, 3: 0.1}
+
+    yield "the easy ones crowd in", lambda: np.isclose(found()[2], 40 / 51)
+    yield "the long ones vanish", lambda: np.isclose(found()[4], 1 / 51)
+    yield "they sum to 1", lambda: np.isclose(sum(found().values()), 1)
+    yield "left as they were", untouched
+    yield (
+        "not whole numbers",
+        lambda: np.isclose(after({2: 3, 3: 3}, {2: 0.5, 3: 0.25})[2], 2 / 3),
+    )
+    yield "few attempts", lambda: np.isclose(after({2: 1}, {2: 0.4})[2], 1)
+    yield (
+        "keys in another order",
+        lambda: np.isclose(after({2: 10, 3: 30}, {3: 0.1, 2: 0.2})[3], 0.6),
+    )
     yield (
         "sizes count",
         lambda: np.isclose(after({2: 10, 4: 400}, {2: 0.4, 4: 0.01})[4], 0.5),
