@@ -137,7 +137,7 @@ for number, attempt in enumerate(shown, 1):
 # * Agents *drift*: later searches follow passages that are only partly relevant, and no longer the question. A list of sub-questions, written before anything is retrieved, keeps each search tied to one of them.
 # * Reinforcement learning with a reward for planning does not reliably teach it. With the identical reward, different models fail in *different ways*. Three conditions are needed: enough entropy at the start, so that a plan is
 #   ever tried; stable training; and the sub-skills that a plan presupposes, such as joining a sub-question that stands ready with what was found later.
-# * *Self-bootstrapping* works: a small model in which planning did emerge writes attempts, these are filtered, and tune any other model, also larger ones and of other families, with no stronger teacher. All tested models plan then, and beat the baselines on questions of several steps.
+# * *Self-bootstrapping* works: a small model in which planning did emerge (the *seed model*) writes attempts, these are filtered, and tune any other model (the *target*), also larger ones and of other families, with no stronger teacher. All tested models plan then, and beat the baselines on questions of several steps.
 #
 # The order *first tune, then reinforcement learning* is our inference from the abstract. Whether a plan helps on its own, apart from all the tuning around it, the abstract does not say, and it is the first thing we ask: **the policy that plans has a twin that was
 # tuned on the very same attempts with their plans cut out**, and rewarded for right answers alone.
@@ -148,10 +148,11 @@ for number, attempt in enumerate(shown, 1):
 # |---|---|---|
 # | $s_1, \dots, s_J$ | sub-questions of a plan; `#j` in one stands for the answer of $s_j$ | `lines` |
 # | $q_1, \dots, q_n$ | the searches of an attempt | `attempt.queries` |
-# | $m(q, s)$ | how well a search carries out a sub-question, 0 to 1 | `match` |
-# | $C$ | coverage: how much of the plan was carried out, in order | `coverage` |
-# | $F$ | 1 for a plan in proper form, else 0 | `Reading.valid` |
+# | $m(q, s)$ | how well a search carries out a sub-question, 0 to 1; not the mask of chapter 7 | `match` |
+# | $C$ | coverage: how much of the plan was carried out, in order | `coverage`, `Reading.covered` |
+# | $F$ | 1 for a *valid* plan (step 3), else 0 | `Reading.valid` |
 # | $w_f, w_p$ | what form and coverage are worth | `settings.weight_form`, `weight_plan` |
+# | $\mathrm{EM}_i$ | 1 for a right answer, else 0 (chapter 7) | `Reading.right` |
 # | $r_i$ | reward of attempt $i$ (chapter 7), here with what its plan earns | `PlanReward` |
 # | $A_i$ | advantage of attempt $i$ in its group (chapter 7) | `step.advantages` |
 #
@@ -163,7 +164,7 @@ for number, attempt in enumerate(shown, 1):
 profile: str = "toy"  # smoke | toy | small | full
 seed: int = 1000  # training and sampling; the published grid uses other seeds
 world_seed: int = 0  # which encyclopedia is asked about, and which one is trained on
-init_seed: int = 0  # which toy model is the target; the other one is the seed
+init_seed: int = 0  # which toy model is the target; the other one is the seed model
 arms: str = "main"  # "main", or arms of the card with commas between them
 data: str = ""  # folder of question files; empty: the profile's own questions
 service: str = ""  # address of a retrieval service; empty: an index in memory
@@ -206,15 +207,19 @@ class PlanSettings(LoopSettings):
     )
     weight_form: float = dial(0.1, 0.1, 0.1, 0.1, source="ours")
     weight_plan: float = dial(0.2, 0.2, 0.2, 0.2, source="ours")
-    first_plans: int = dial(6, 720, 0, 0, source="ours; by hand, for the seed")
-    first_attempts: int = dial(6, 240, 0, 0, source="ours; of the seed, told a plan")
-    first_epochs: int = dial(1, 3, 0, 0, source="ours; tuning of the seed")
-    first_rate: float = dial(1e-3, 1e-3, 0.0, 0.0, source="ours; tuning of the seed")
+    first_plans: int = dial(6, 720, 0, 0, source="ours; by hand, for the seed model")
+    first_attempts: int = dial(
+        6, 240, 0, 0, source="ours; of the seed model, told a plan"
+    )
+    first_epochs: int = dial(1, 3, 0, 0, source="ours; tuning of the seed model")
+    first_rate: float = dial(
+        1e-3, 1e-3, 0.0, 0.0, source="ours; tuning of the seed model"
+    )
     pool_of: str = dial(
         "demonstrator", "seed", "seed", "seed", source="ours; smoke has no time for one"
     )
     pool: int = dial(12, 480, 0, 0, source="ours; attempts to be filtered")
-    pool_temperature: float = dial(0.7, 0.7, 0.0, 0.0, source="ours; of the seed")
+    pool_temperature: float = dial(0.7, 0.7, 0.0, 0.0, source="ours; of the seed model")
     kept: int = dial(4, 48, 0, 0, source="ours; whole attempts for a target")
     openings: int = dial(4, 360, 0, 0, source="ours; openings for a target")
     epochs: int = dial(1, 3, 0, 0, source="ours; tuning of a target; sweep")
@@ -241,7 +246,7 @@ record = Recorder.from_environment()
 # ## Step 1: a plan, and how to read one
 #
 # A plan is a block that the model writes before its first search: sub-questions in the order in which they are to be answered, where `#1` stands for whatever answers the first.
-# The tokeniser of our toy model has the tags and the signs, and its pre-training showed it plans in *prompts*, so that it can read one. No row taught it to write one.
+# The tokeniser of our toy model has the tags and the signs up to `#3`. Its pre-training showed it plans of two or three lines in *prompts*, so that it can read one. No row taught it to write one, and a plan of four lines is new to it, as a question of four steps is.
 
 
 # %%
@@ -284,14 +289,14 @@ for tag in ("<think>", "<plan>"):
 gap = float(first[start.encode("<plan>")[0]])
 record.check("the model does not plan by itself", gap < -10, f"{gap:.1f} nats")
 attempts_needed = f"{np.exp(-gap):.0e}"
-print(f"a plan would be tried once in {attempts_needed} attempts")
+print(f"a plan would begin an attempt once in {attempts_needed}")
 
 # %% [markdown]
 # A reward for planning is never paid to this model, whatever it is worth: the first of the three conditions fails here without our doing.
 #
 # ## Step 2: what a search has to do with a plan
 #
-# To see whether a search carries out a sub-question, references have to be filled in first. Our model says in its thoughts what it took a passage to say (`found Bo Tarn`), so that the $j$-th name it found stands for `#j`. Then we compare words: $m(q, s)$ is the share of
+# To see whether a search carries out a sub-question, references have to be filled in first. Our model says in its thoughts what it took a passage to say (`found Bo Tarn`), so that the $j$-th name it found stands for `#j`. This trusts that one name is found for each line: after a wrong name and a second try all later numbers are shifted, and coverage falls without a worse search. Then we compare words: $m(q, s)$ is the share of
 # the sub-question's words that the search has, small words aside.
 #
 # The usual measure of overlap would be F1, which also asks that the search has few *other* words. In our world, as in most, a search with more words for the same thing finds more. So F1 pays a search that finds less for looking more like the plan, and the share does not. We chose before any
@@ -320,7 +325,7 @@ def filled(line: str, found: Sequence[str]) -> str:
 
 
 def match(query: str, line: str, how: str = "share") -> float:
-    """How much of a sub-question a search says: the share of its words, or F1. 0 to 1."""
+    """How much of a sub-question a search says: the share of its words, 0 to 1; F1 is for the table below."""
     asked, wanted = (
         Counter(w for w in normalise_answer(text).split() if w not in SMALL_WORDS)
         for text in (query, line)
@@ -350,8 +355,16 @@ for query in (
 #
 # $$C = \frac1J \max_{P} \sum_{(j, k) \in P} m(q_k, s_j), \qquad r_i = \mathrm{EM}_i + F_i\,(w_f + w_p\, C_i), \qquad w_f + w_p < 1.$$ (eq-08-reward)
 #
-# $P$ is any set of claims, sub-question $j$ with search $k$, in which both numbers rise from claim to claim. Sub-questions without a search count as 0. Searches that serve none are allowed, as a second try must be. $F$ is 1 only for *one* plan, before the first search, of two to eight lines that differ, whose
-# references point back, that does not hold the answer already, in an attempt that searches and is well formed otherwise. A plan that is longer than the searches allowed cannot be carried out and gets nothing.
+# $P$ is any set of claims, sub-question $j$ with search $k$, in which both numbers rise from claim to claim. Sub-questions without a search count as 0. Searches that serve none are allowed, as a second try must be. Four words for form:
+#
+# | word | what it asks |
+# |---|---|
+# | *proper* | two to eight lines that differ; references point back; the answer does not stand in them |
+# | *formed* | the attempt, its plan aside, has its blocks in order (chapter 7), all written by the model |
+# | *valid*, $F = 1$ | one plan, before the first search; proper, formed, and something is searched |
+# | *broken* | something stands outside the blocks, a search beyond the last one allowed apart |
+#
+# A plan of one line is never paid: a question of one step needs none, and training has no such questions.
 #
 # The limit on the weights is a gate: a wrong answer with a perfect plan (0.3) never beats a right one without (1). That bounds what can be *earned* by pretence. What it does to what is *learnt* is exercise 3.
 #
@@ -383,7 +396,7 @@ class Rules:
     """When a plan is paid; the defaults are those of `plan`."""
 
     fewest: int = 2
-    most: int = 8  # the searches allowed
+    most: int = 8
     order: bool = True
 
 
@@ -489,12 +502,14 @@ for name, found in {"in order": table, "the other way round": table[:, ::-1]}.it
 #
 # | | skill | how it is probed |
 # |---|---|---|
-# | S1 | to use the tool | share of attempts that are well formed, plan aside |
-# | S2 | to write a plan | share of attempts with a plan; share with *the* plan |
+# | S1 | to use the tool | share of attempts that are *formed* (step 3) |
+# | S2 | to write a plan | in the same attempts: share of attempts with a plan; share with *the* plan |
 # | S3 | to put what was found into the next sub-question | with a plan given: after a thought that says it found a name, the next search has that name |
 # | S4 | to close | with the plan and every search done, and the right passages in sight: the answer is right |
 #
-# Two more measures need an invented world. An attempt is *in order* if the steps its thoughts need follow those of the question; the same need of the same name is a second try, the same need of another name a step of its own. A search is *on course* if it has the name that the first open step starts from; a policy that drifts asks about something else. Both go as far as the attempt goes: one that gives up early can be in order, so that they have to be read beside the right answers.
+# S1 and S2 look at attempts that are free. S3 and S4 are the easy versions: the plan is given, and in S4 each search shows the right passage alone.
+#
+# Two more measures need an invented world. An attempt is *in order* if the steps its thoughts need follow those of the question; the same need of the same name is a second try, the same need of another name a step of its own. A search is *on course* if it has the name that the first open step starts from. Open is a step whose passage has not come; once all have come, searches do not count, and an attempt without searches counts 0. A policy that drifts asks about something else. Both go as far as the attempt goes: one that gives up early can be in order, so that they have to be read beside the right answers.
 
 
 # %%
@@ -599,7 +614,7 @@ if settings.model == "toy":
         print(f"{hops} steps: {share:.2f} of {len(made)} attempts are in order")
 
 # %% [markdown]
-# The tool is there, the first plan is not. Now the reward can be watched while it works. `Watch` adds nothing to the advantages; it writes down, step by step, how many attempts plan, how many plans are valid and lead to a right answer, the entropy of
+# The tool is there, the first plan is not. Names are filled in from pre-training: a model like ours cannot lack S3 by nature, so that step 7 has to cover it up. Now the reward can be watched while it works. `Watch` adds nothing to the advantages; it writes down, step by step, how many attempts plan, how many plans are valid and lead to a right answer, the entropy of
 # the first twenty tokens, where a plan would have to begin, and how far the policy is from where training began (the estimate of a divergence of chapter 7). From those a run is given a name. The thresholds are ours.
 
 
@@ -669,14 +684,14 @@ def verdict_of(log: Sequence[dict[str, float]]) -> str:
 
 
 # %% [markdown]
-# ## Step 5: a seed that plans
+# ## Step 5: a seed model that plans
 #
 # In the paper planning *emerged* in some small model. In ours it cannot: see the log-probability above. So the first plans are written by hand (here by a script, as it knows the steps of every question). The seed model is given some of them in the *prompt*, makes
-# attempts, and is tuned on these with the plan moved to where it should be: out of the prompt, into what the model writes. Kept are attempts that are right, and those whose thoughts go through the whole plan in order, whatever came of it: of questions of four steps it answers hardly any yet. To these come *openings*: a plan, and the first thought that follows from it.
+# attempts, and is tuned on these with the plan moved to where it should be: out of the prompt, into what the model writes. Kept are attempts that are formed and right, and formed ones whose thoughts go through the whole plan in order, whatever came of it, as few questions of four steps are answered yet. To these come *openings*: a plan, and the first thought that follows from it.
 #
-# The opening is there for a reason. Plans alone, with nothing behind them, teach a model to write plans, and nothing about how to stop: in our first tries a thought after a plan went on like a plan, `need mayor of #1 ; ..`, and was closed by `</plan>`. With the first thought behind each plan the way out of it is learnt too.
+# Plans alone, with nothing behind them, teach a model to write plans, and nothing about how to stop: in our first tries a thought after a plan went on like a plan, `need mayor of #1 ; ..`, and was closed by `</plan>`. With the first thought behind each plan the way out of it is learnt too.
 #
-# The seed is **not** the target: it is the other one of our two models. In the paper it is smaller than its targets and of another family; ours has the same size and class and another random beginning, which is the weakest form of that claim.
+# The seed model is **not** the target: it is the other one of our two models. In the paper it is smaller than its targets and of another family; ours has the same size and class and another random beginning, which is the weakest form of that claim.
 
 # %%
 Lesson = tuple[list[int], list[bool]]  # tokens, and which of them are to be learnt
@@ -799,7 +814,7 @@ def to_the_end(attempt: Trajectory, question: Question) -> bool:
 
 
 def first_lessons(lm: LanguageModel) -> list[Lesson]:
-    """What the seed is tuned on: its own attempts with a plan in the prompt, and openings."""
+    """What the seed model is tuned on: its own attempts with a plan in the prompt, and openings."""
     asked, library = pool_questions(settings.first_plans, "first plans")
     protocol, tries = protocol_of(lm.tokenizer), asked[: settings.first_attempts]
     prompts = [
@@ -818,7 +833,7 @@ def first_lessons(lm: LanguageModel) -> list[Lesson]:
 
 
 # %% [markdown]
-# The seed, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. They are drawn at a temperature of 0.7, at which fewer break their form. The pool is made once for each encyclopedia and seed model, and kept on disk; all runs of the grid that share these share the pool, so that its luck is not in their intervals.
+# The seed model, which plans now by itself, then answers fresh questions of training. This *pool* of attempts is all that a target ever sees of it. They are drawn at a temperature of 0.7, at which fewer break their form. The pool is made once for each encyclopedia and seed model, and kept on disk; all runs of the grid that share these share the pool, so that its luck is not in their intervals.
 
 
 # %%
@@ -853,7 +868,7 @@ def seed_pool(name: str) -> tuple[list[Pair], dict[str, float]]:
         (folder / "pool.json").write_text(json.dumps(rows), encoding="utf-8")
 
     own = replace(settings, steps=0, kept=0, openings=0, epochs=0, tuning_rate=0.0)
-    key = {"seed model": name, "world": world_seed, "settings": repr(own), "version": 2}
+    key = {"seed model": name, "world": world_seed, "settings": repr(own), "version": 3}
     file = cached("plan-pool", key, build) / "pool.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     made = [restored(row) for row in rows["attempts"]]
@@ -870,7 +885,7 @@ def demonstrated(lm: LanguageModel) -> list[Pair]:
     asked, library = pool_questions(settings.pool, "pool")
     home, _ = open_world("blank", 200 + world_seed)
     skill = Habits(
-        (0.0, 0.2, 0.5, 0.3),
+        (0.0, 0.2, 0.5, 0.3),  # of asking with 0, 1, 2, 3 words of a relation
         drift=0,
         misread=0,
         believe=0,
@@ -893,8 +908,8 @@ def demonstrated(lm: LanguageModel) -> list[Pair]:
 # Of the pool an attempt is kept if it is right; its plan is valid; keeping the plan's order costs none of its coverage; no search comes twice; and there is at most one more search than sub-questions. Every arm that is tuned sees the **same number** of attempts, so that a filter changes how good they are and not how
 # many. Where fewer are kept, they come again.
 #
-# The filter has a price that the paper names itself: it prefers what was easy. On questions of four steps a seed is hardly ever right, so that next to no attempt of that length passes, and a target would see hardly a long plan. So each tuned arm gets *openings* of the pool besides: a plan and the thought after it, of attempts at questions of every length,
-# if the plan is in proper form and nothing stands between the blocks. Whether such a plan is right, nobody checks. The twin without plans has these lessons too, with the plan cut out.
+# The filter has a price that the paper names itself: it prefers what was easy. On questions of four steps the seed model is hardly ever right, so that next to no attempt of that length passes, and a target would see hardly a long plan. So each tuned arm gets *openings* of the pool besides: a plan and the thought after it, of attempts at questions of every length,
+# if its plan is *proper* and nothing stands between the blocks. Whether such a plan is right, nobody checks. The twin without plans has these lessons too, with the plan cut out.
 
 
 # %%
@@ -989,8 +1004,8 @@ def shuffled_plan(lm: LanguageModel, attempt: Trajectory, seed: int) -> Trajecto
 # %% [markdown]
 # ## Step 7: one condition taken away
 #
-# Four ways to train with the same reward, on the same questions, in the same number of steps. All begin with the target tuned on the same filtered attempts; added are many lessons of a single token, the `<think>` with which an attempt without a plan begins, so that a plan is written in about a third of the attempts and there is
-# something left to learn.
+# Four ways to train with the same reward, on the same questions, with as many updates. All begin with the target tuned on the same filtered attempts; added are lessons of a single token, the `<think>` with which an attempt without a plan begins: so many that a plan begins three in ten of all lessons, and there is
+# something left to learn. Three in ten, because it has to be well below one half (exercise 4).
 #
 # | arm | differs from `ready` in | the missing condition |
 # |---|---|---|
@@ -999,11 +1014,11 @@ def shuffled_plan(lm: LanguageModel, attempt: Trajectory, seed: int) -> Trajecto
 # | `unstable` | the learning rate is ten times as high | stability |
 # | `unskilled` | in the searches of its lessons stands `#1` where a name ought to be filled in | a sub-skill, S3 |
 #
-# *Exactly one thing* differs each time. To draw at temperature 1/8 is to draw from a model with all logits multiplied by 8: it says nearly always what it finds likeliest. We do so in drawing only: in the model it would also make every step of the optimiser move the logits eight times as far, and that is the condition of `unstable`. It takes away more than the claim asks. Thoughts, searches and answers are no longer tried out either, and a group of eight like attempts is dead (chapter 7): the share of dead groups stands beside the results.
-# `unskilled` is taught a wrong habit, which is more than not being taught a right one: our models have that skill from pre-training, and it can only be covered up.
+# *Exactly one thing* differs each time. To draw at temperature 1/8 is to draw from a model with all logits multiplied by 8: it says nearly always what it finds likeliest. We do so in drawing only: in the model it would also make every update move the logits eight times as far, and that is the condition of `unstable`. It takes away more than the claim asks. Thoughts, searches and answers are no longer tried out either, and a group of eight like attempts is dead (chapter 7): the share of dead groups stands beside the results.
+# `unskilled` is taught a wrong habit, which is more than not being taught a right one.
 #
 # How is one to tell that a run failed? Not from its attempts while it trains: `sharp` makes fewer plans from the very first one, before it could learn anything. So all are asked in the same way once training is over, at temperature 1, and so is the policy that they began with, `ready_start`. To give the missing condition back is, in each case, `ready`; that it *succeeds* means that it ends
-# with more right answers after a valid plan than `ready_start` has.
+# with more right answers after a valid plan than `ready_start` has. This is to have learnt *to plan*, also where it answers no better: for that look at `em_sampled`.
 
 
 # %%
@@ -1043,14 +1058,15 @@ for temperature in (1.0, 0.125):
 # | arm | tuned on | plans there | reward |
 # |---|---|---|---|
 # | `cold` | nothing | | not trained |
-# | `told` | nothing | a plan written by hand begins every answer | not trained |
+# | `told` | nothing | a plan written by hand begins every attempt | not trained |
 # | `grpo` | nothing | | right or wrong |
 # | `no_plan` | filtered attempts | cut out | right or wrong |
 # | `plan` | filtered attempts | as they are | $r$ of step 3 |
 # | `plan_answer` | filtered attempts | as they are | right or wrong |
 # | `tuned` | filtered attempts | as they are | not trained further |
 # | `direct` | nothing | | $r$ of step 3 |
-# | `answer_filter`, `no_filter` | right attempts; any | as they are | $r$ of step 3 |
+# | `answer_filter` | right attempts | as they are | $r$ of step 3 |
+# | `no_filter` | any attempts | as they are | $r$ of step 3 |
 # | `shuffled` | filtered attempts | their lines in another order | $r$ of step 3; claims may cross, and references need not point back |
 # | `distilled` | the scripted searcher's, filtered | as they are | $r$ of step 3 |
 # | `ready_start` | as in step 7 | in a third of the attempts | not trained further |
@@ -1144,8 +1160,8 @@ def reward_of(lm: LanguageModel, recipe: Recipe) -> dict:
 
 
 # %% [markdown]
-# The task has questions of two to four steps, equally many of each; in the test also some of one. Eight searches are allowed, where chapter 7 has five: who was tuned on right attempts has seen nobody give up, and with five searches a question of four steps leaves one to spare. In our first tries most attempts
-# that counted as badly formed after tuning, with plans or without, had asked for a sixth search. What is measured in the test comes in three rounds: greedily; at temperature 1; and at temperature 1 with *distractors*, two more passages in each block that are about the words of the search but
+# The task has questions of two to four steps, equally many of each; in the test also some of one. Eight searches are allowed, where chapter 7 has five: who was tuned on right attempts has seen nobody give up, and with five searches a question of four steps leaves one to spare. In our first tries 11 of the 12 badly formed
+# attempts that we looked at had asked for a sixth search. What is measured in the test comes in three rounds: greedily; at temperature 1; and at temperature 1 with *distractors*, two more passages in each block that are about the words of the search but
 # state no fact that any question asks for. Whoever drifts should drift there.
 
 
@@ -1271,7 +1287,7 @@ def starting_model() -> LanguageModel:
 
 
 def record_probes(name: str, lm: LanguageModel) -> None:
-    """The four sub-skills of a target, and of its seed."""
+    """The four sub-skills of a target, and of its seed model."""
     found = {"": probes(lm)}
     if name == "tuned" and settings.pool_of == "seed":
         found[", seed"] = seed_pool(f"toy-{1 - init_seed}")[1]
@@ -1316,7 +1332,7 @@ for name in results:
 # %% [markdown]
 # ### A failure that we keep
 #
-# The same reward from the model as it is (`direct`), for a few steps. Its curve of plans in the figure below is the flattest of this book.
+# The same reward from the model as it is (`direct`), for a few updates. Its curve of plans in the figure below is the flattest of this book.
 
 # %% tags=["page-only", "train"]
 if settings.model == "toy" and "plan" in MODULES:
@@ -1330,9 +1346,9 @@ if settings.model == "toy" and "plan" in MODULES:
 
 # %% [markdown]
 # Four curves. *Right answers* are comparable between arms. *Plans* should be near 1 from the start where the target was tuned on plans, and stay there: a reward that pays for them has no reason to lose them. *The question's plan* shows whether the reward buys easier plans instead: it is not paid for. *KL to the start* grows slowly in a healthy run; a leap is the
-# first sign of a collapse.
+# first sign of a collapse. The short line is only there to show that its plans never begin.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page: right answers, attempts with a plan, with the question's own plan, and divergence from the start of training, means of four steps. The short line is the same reward from a model that never plans.", "name": "fig-08-training"}, "image": {"alt": "Four panels against attempts, one line an arm: right answers, attempts with a plan, with the question's own plan, and divergence from the start. The line of the untuned model lies at nought in both panels of plans."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training on this page: right answers, attempts with a plan, with the question's own plan, and divergence from the start of training, means of four updates. The short line is the same reward from a model that never plans.", "name": "fig-08-training"}, "image": {"alt": "Four panels against attempts, one line an arm: right answers, attempts with a plan, with the question's own plan, and divergence from the start. The line of the untuned model lies at nought in both panels of plans."}}
 from minisearch import pages
 from minisearch.plots import figure
 
@@ -1359,20 +1375,22 @@ for run, module in MODULES.items():
         print(f"{run:10s} {verdict_of(module.extra_advantage.log)}")
 
 # %% [markdown]
-# And two attempts of the planner at the question from the top of this page:
+# And two attempts of the planner at the question from the top of this page. Does the plan name all four steps, and do the thoughts keep to it?
 
 # %% tags=["page-only", "hide-input"]
 if "plan" in MODULES and settings.model == "toy":
     planner = MODULES["plan"].lm
     config = settings.attempts()
     shown = rollout(planner, library, protocol, [prompt] * 2, config, seed=3)
-    rewards = [PlanReward(0.1, 0.2)(attempt, asked) for attempt in shown]
+    weights = settings.weight_form, settings.weight_plan
+    rewards = [PlanReward(*weights)(attempt, asked) for attempt in shown]
     display(HTML(group_html(planner, asked, shown, rewards, example.corpus)))
 
 # %% [markdown]
 # ## Results
 #
-# First this page's own run: one pair of encyclopedias, one seed.
+# First this page's own run: one pair of encyclopedias, one seed. `em` is exact match: greedily, at temperature 1, over all of training, and with distractors. At temperature 1 are also the shares of attempts with a plan, with the question's own plan, formed, and in order;
+# the share of searches on course; and searches and tokens written in an attempt.
 
 # %% tags=["page-only", "hide-input"]
 SHOWN = (
@@ -1389,6 +1407,16 @@ SHOWN = (
     "written_sampled",
 )
 pages.score_table(record.metrics, results, SHOWN)
+
+# %% [markdown]
+# What the filter left of the seed model's pool, attempts by the number of steps:
+
+# %% tags=["page-only", "hide-input"]
+left = {
+    what: pages.bucket_scores(record.metrics, "plan", name)
+    for what, name in (("whole attempts", "kept"), ("openings", "opened"))
+}
+pd.DataFrame(left).T
 
 # %% [markdown]
 # By the number of steps, exact match at temperature 1 and the share of attempts that are in order. This is where a plan ought to show: the more steps, the more.
@@ -1417,7 +1445,7 @@ print(pages.live_note("08_plan", profile, world_seed, record.metrics, as_registe
 pages.arm_table("08_plan", SHOWN)
 
 # %% [markdown]
-# The same by target. *Kept* and *opened* are the shares of the seed's pool that pass the filter, whole and up to the first search; `plans` the share of attempts with a plan at temperature 1.
+# The same by target. *Kept* and *opened* are the shares of the seed model's pool that pass the filter, whole and up to the first search; `plans` the share of attempts with a plan at temperature 1.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.cards import load_cells
@@ -1435,9 +1463,9 @@ TARGETS = {
     "opened": "plan/opened",
     "plans": "plan/planned_sampled",
     "right, greedy: cold": "cold/em_greedy",
-    "grpo": "grpo/em_greedy",
-    "no_plan": "no_plan/em_greedy",
-    "plan": "plan/em_greedy",
+    "right, greedy: grpo": "grpo/em_greedy",
+    "right, greedy: no_plan": "no_plan/em_greedy",
+    "right, greedy: plan": "plan/em_greedy",
 }
 by_target = {
     f"toy-{n}": {row: grid_mean(name, n) for row, name in TARGETS.items()}
@@ -1446,7 +1474,7 @@ by_target = {
 pd.DataFrame(by_target).round(3)
 
 # %% [markdown]
-# And the sub-skills of step 4, in the encyclopedias of the grid: of target `toy-0`, cold and tuned, and of its seed.
+# And the sub-skills of step 4, in the encyclopedias of the grid: of target `toy-0`, cold and tuned, and of its seed model.
 
 # %% tags=["page-only", "hide-input"]
 SKILLS = ("S1 tool", "S2 a plan", "S2 the plan", "S3 fill in", "S4 close")
@@ -1460,7 +1488,7 @@ pd.DataFrame(skills).round(2)
 # %% [markdown]
 # ### One reward, three failures
 #
-# While they train, and then all asked in the same way: attempts with a plan, right answers, and both together, at temperature 1. What is drawn at temperature 1/8 while it trains has fewer plans for that alone, so that the table decides, not the curves.
+# While they train, and then all asked in the same way: attempts with a plan, right answers, and both together, at temperature 1. What is drawn at temperature 1/8 while it trains has fewer plans for that alone, so that the table decides, not the curves. `dead_groups` is the share of groups without a difference; `early_entropy_training` is of the first twenty tokens written, plan or thought alike, and for `sharp` it is scored at temperature 1 though drawn at 1/8.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "The same reward in four trainings that differ in one condition, and from the model as it is: attempts with a plan, right answers, and attempts with a valid plan and a right answer, while training; interquartile means over the grid's runs with 95 % limits.", "name": "fig-08-failures"}, "image": {"alt": "Three panels of learning curves, one line an arm: attempts with a plan, right answers, and both together."}}
 from minisearch.curves import interquartile_mean_curve
@@ -1498,7 +1526,7 @@ pages.arm_table("08_plan", after, ["ready_start", *STARTS])
 # %% [markdown]
 # ### What a plan is worth
 #
-# What each arm has over `no_plan` in the runs that both have, with the same encyclopedia, target and seed of training. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+# `em_by_distraction` is exact match with distractors less that without: below 0 is lost. What each arm has over `no_plan` in the runs that both have, with the same encyclopedia, target and seed of training. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
 # %% tags=["page-only", "hide-input"]
 others = [name for name in RECIPES if name not in ("cold", "no_plan")]
@@ -1842,7 +1870,7 @@ assert check("ch08-filter", after_filter)
 # %% [markdown]
 # ## At scale
 #
-# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. What planning adds is tokens: those of the plan in every attempt, the seed's attempts, and a short tuning.
+# `small` is SmolLM2-135M on the World Factbook, `full` Qwen2.5-3B on NQ and HotpotQA against Wikipedia, as in chapter 7, whose arithmetic of memory holds here too. What planning adds is tokens: those of the plan in every attempt, the seed model's attempts, and a short tuning. We assume attempts of 1,500 tokens, plans of 60, a pool of 8,192 attempts and two passes over 2,048 of them; a small seed model's tokens are cheaper than the target's.
 
 # %% tags=["page-only", "hide-input"]
 full = PlanSettings.of("full")
@@ -1855,8 +1883,6 @@ print(f"a seed's pool: {pool_size:,} attempts, {pool_size / made:.1%} of trainin
 print(f"tuning: {learnt:,} attempts read and learnt from, {learnt / made:.1%}")
 
 # %% [markdown]
-# Attempts of 1,500 tokens, plans of 60, a pool of 8,192 attempts and two passes over 2,048 of them are assumed; a small seed's tokens are cheaper than the target's.
-#
 # ```bash
 # minisearch run 8 --profile small --arms grpo
 # minisearch run 8 --profile full -p data DIR -p service http://127.0.0.1:8000/retrieve --arms grpo
