@@ -1039,9 +1039,7 @@ def hints_not_to_plan(
 
 
 # %% tags=["page-only"]
-begins = torch.tensor(
-    [settings.share or 0.3, 1 - (settings.share or 0.3)]
-)  # a plan, or not
+begins = torch.tensor([0.3, 0.7])  # a plan, or a thought
 for temperature in (1.0, 0.125):
     drawn_so = torch.distributions.Categorical(logits=begins.log() / temperature)
     chance, entropy = drawn_so.probs[0].item(), drawn_so.entropy().item()
