@@ -1159,7 +1159,7 @@ def reward_of(lm: LanguageModel, recipe: Recipe) -> dict:
 
 # %% [markdown]
 # The task has questions of two to four steps, equally many of each; in the test also some of one. Eight searches are allowed, where chapter 7 has five: who was tuned on right attempts has seen nobody give up, and with five searches a question of four steps leaves one to spare. In our first tries 11 of the 12 badly formed
-# attempts that we looked at had asked for a sixth search. What is measured in the test comes in three rounds: greedily; at temperature 1; and at temperature 1 with *distractors*, two more passages in each block that are about the words of the search but
+# attempts that we looked at had asked for a sixth search. What is measured in the test comes in three rounds: greedily; at temperature 1; and at temperature 1 with *distractors*, two further passages in each block that are about the words of the search but
 # state no fact that any question asks for. Whoever drifts should drift there.
 
 
@@ -1709,12 +1709,9 @@ def properties_of_gate(of):
 
     right, perfect = [1, 0, 0, 0], [1.0, 0, 0, 0]
     yield "a right answer among wrong ones", lambda: close([1.5], right, none, none)
-    yield "all alike", lambda: close(none, none, none, none)
     ### BEGIN HIDDEN TESTS
-    yield (
-        "a plan among wrong answers weighs as much",
-        lambda: close([1.5], none, one, perfect),
-    )
+    yield "all wrong is dead", lambda: close(none, none, none, none)
+    yield "a plan among wrong answers", lambda: close([1.5], none, one, perfect)
     yield (
         "however little it is worth",
         lambda: close([1.5], none, one, perfect, 0.01, 0.0),
