@@ -77,6 +77,7 @@ from minisearch.worlds.needs import (
     make_needs,
     meanings,
     product_keywords,
+    respond,
 )
 from minisearch.worlds.online import experiment
 from minisearch.worlds.shop_catalogue import ShopConfig
@@ -232,8 +233,10 @@ class SearchSettings(ModelSettings):
     extra: int = dial(4, 48, 96, 32, source="ours; complex requests a step")
     temperature: float = dial(1.0, 1.0, 1.0, 1.0, source="1.0")
     warmup: int = dial(1, 30, 500, 500, source="500 (release); ours")
+    feedback: int = dial(200, 8000, 30_000, 0, source="ours; requests answered first")
+    listed: int = dial(10, 20, 20, 20, source="ours; products shown to each")
     rl_steps: int = dial(2, 120, 1000, 5000, source="not published; ours")
-    rl_rate: float = dial(3e-4, 3e-4, 1e-5, 1e-5, source="1e-5 (release); ours")
+    rl_rate: float = dial(1e-4, 1e-4, 1e-5, 1e-5, source="1e-5 (release); ours")
     prompts: int = dial(4, 32, 64, 32, source="256, over 8 devices; ours")
     group: int = dial(4, 8, 8, 4, source="4 (release); ours")
     anchor: float = dial(0.1, 0.1, 0.1, 0.1, source="0.1 (release); weight of CE")
@@ -439,19 +442,26 @@ complex_queries, complex_rows = shop.complex_clicks
 print(f"{len(shop.texts):,} products; {len(shop.direct.train_rows):,} direct clicks,")
 print(f"{len(complex_rows):,} clicks of {len(shop.traffic):,} complex requests")
 
+
 # %% tags=["page-only", "hide-input"]
-if shop.world:
-    world, truth = shop.world, shop.world.truth
-    need, clicked = world.need[world.log.form[world.log.clicked.rows]], complex_rows
+def wanted_share(log: Traffic, lists: Ragged) -> float:
+    """Share of the products in the lists of a log that meet the need behind the request."""
+    need = shop.world.need[log.form[lists.rows]]
     met = [
-        fulfils(truth.goods, world.needs[n], clicked[need == n])
+        fulfils(shop.world.truth.goods, shop.world.needs[n], lists.values[need == n])
         for n in np.unique(need)
     ]
+    return float(np.concatenate(met).mean())
+
+
+if shop.world:
+    world, truth = shop.world, shop.world.truth
     later = world.test.clicked
     wanted = grade(truth, later.rows, later.values) == 3
     print("clicks on products that meet the need:", end=" ")
     print(
-        f"{np.concatenate(met).mean():.0%} of the log, {wanted.mean():.0%} of the test"
+        f"{wanted_share(world.log, world.log.clicked):.0%} of the log,"
+        f" {wanted.mean():.0%} of the test"
     )
     counts = Counter(complex_queries)
     labels = [counts[form] for form in world.forms]
@@ -1273,7 +1283,10 @@ def train(
 
 
 # %%
-ALIGNMENT = ("rl_steps", "rl_rate", "prompts", "group", "anchor", "beam_width", "k")
+ALIGNMENT = (
+    "feedback", "listed", "rl_steps", "rl_rate", "prompts", "group", "anchor",
+    "beam_width", "k",
+)  # fmt: skip
 ARMS = ("steps", "rate", "temperature")  # settings that a base does not depend on
 
 
@@ -1364,7 +1377,10 @@ def distilled_model() -> Retriever:
 # %% [markdown]
 # ## Step 6: credit for every position
 #
-# After distillation the paper aligns the model with behaviour. The policy samples $G$ identifiers for a request. Each gets a *composite reward* for the product it names,
+# After distillation the paper aligns the model with behaviour. Whose? The clicks of our log were given to lists of an engine that understood one complex request in ten; rewards for those would praise what was popular. So the distilled model answers
+# a few thousand requests first, in wordings that the log has, and people click on *its* lists. All arms of alignment learn from this {term}`feedback`, and from the direct requests of the log.
+#
+# The policy samples $G$ identifiers for a request. Each gets a *composite reward* for the product it names,
 #
 # $$R_{item}(o) = R_{C\&O}(o) + R_{CTR}(o) + R_{Rel}(o),$$ (eq-03-reward)
 #
@@ -1522,9 +1538,33 @@ class Prompts:
 
 # %%
 @cache
+def feedback() -> Traffic:
+    """What people did with the lists of the model that alignment starts from.
+
+    Of real files, with those of the complex log.
+    """
+    world = shop.world
+    if world is None:
+        return shop.complex_log
+    heard = np.flatnonzero(world.seen)
+    asked = sources([world.forms[n] for n in heard])
+    lists = np.full((len(world.forms), settings.listed), EMPTY)
+    lists[heard] = ranked_products(distilled_model(), asked, settings.listed)
+    return respond(world, lists, settings.feedback)
+
+
+@cache
+def heeded() -> Behaviour:
+    """What alignment learns from: the direct log, and feedback on complex requests."""
+    return behaviour_of([shop.direct_log, feedback()], len(shop.texts))
+
+
+# %%
+@cache
 def make_prompts() -> Prompts:
-    """The complex queries of the log that have a click, and as many direct ones."""
-    said = list(dict.fromkeys(shop.complex_clicks[0]))
+    """The complex queries of the feedback that have a click, and as many direct ones."""
+    behaviour, answered = heeded(), feedback()
+    said = list(dict.fromkeys(answered.queries[row] for row in answered.clicked.rows))
     direct = list(dict.fromkeys(shop.direct.train_queries))[: len(said)]
     queries = list(dict.fromkeys([*said, *direct]))
     draw = np.random.default_rng(derive_seed(world_seed, "refused"))
@@ -1550,6 +1590,22 @@ def make_prompts() -> Prompts:
     return Prompts(queries, sources(queries), targets, refused, 1 + apart**-1.5)
 
 
+# %% [markdown]
+# How good a guide is the feedback? Here is what the model listed and what people clicked and ordered of it, with the share that meets the need behind the request.
+
+# %% tags=["page-only", "hide-input"]
+if shop.world:
+    answered = feedback()
+    for what in ("shown", "clicked", "ordered"):
+        lists = getattr(answered, what)
+        share = wanted_share(answered, lists)
+        print(f"{what:8s} {len(lists.values):7,} products, {share:.0%} of them wanted")
+    print(f"{len(make_prompts().queries):,} requests to train on, half of them direct")
+
+# %% [markdown]
+# A click says more than a place in the list, and far from all. The reward makes no difference between a product that is clicked by many who are shown it and one that was clicked once; only the click rate, by far the smallest of the three terms, does.
+
+
 # %%
 @cache
 def product_words() -> list[set[str]]:
@@ -1573,8 +1629,8 @@ def value_of(query: str, item: int, kind: str) -> float:
     """What a product is worth for a query, apart from its click rate."""
     if kind == "ctr":
         return 0.0
-    ordered = item in behaviour.ordered.get(query, ())
-    value = 4.0 if ordered else 3.0 * (item in behaviour.clicked.get(query, ()))
+    ordered = item in heeded().ordered.get(query, ())
+    value = 4.0 if ordered else 3.0 * (item in heeded().clicked.get(query, ()))
     return value + relevance(query, item) * (kind == "composite")
 
 
@@ -1588,7 +1644,7 @@ def item_rewards(queries: Sequence[str], written: Tensor, kind: str) -> Tensor:
     real = np.flatnonzero(leaves >= 0)
     reward = torch.zeros(len(leaves))
     if len(real):
-        held, rates = owners.select(leaves[real]), behaviour.rates
+        held, rates = owners.select(leaves[real]), heeded().rates
         pairs = zip(held.rows.tolist(), held.values.tolist(), strict=True)
         values = [rates[i] + value_of(queries[real[row]], i, kind) for row, i in pairs]
         best = np.maximum.reduceat(values, held.offsets[:-1])

@@ -15,7 +15,7 @@ from minisearch.beam import Trie, beam_search
 from minisearch.errors import InputError
 from minisearch.models.generative import Alphabet
 from minisearch.recorder import Recorder
-from minisearch.records import Ragged
+from minisearch.records import EMPTY, Ragged
 from minisearch.text import END, PAD, Vocabulary, words
 from minisearch.worlds import needs, online
 from minisearch.worlds.shop import make_shop
@@ -919,12 +919,45 @@ def prompts(page):
     return page.make_prompts()
 
 
+def test_feedback_is_on_the_lists_of_the_model_that_alignment_starts_from(page, world):
+    feedback = page.feedback()
+    assert len(feedback.queries) == page.settings.feedback
+    assert set(feedback.queries) <= set(world.log.queries)  # no wording of the test alone
+    row = 5
+    asked = page.sources([feedback.queries[row]])
+    listed = page.ranked_products(page.distilled_model(), asked, page.settings.listed)[0]
+    assert feedback.shown[row].tolist() == [item for item in listed if item != EMPTY]
+    assert 0 < len(feedback.clicked.values) < len(feedback.shown.values)
+
+
+def test_people_click_more_on_what_they_want(page, world):
+    """Half of the lists begin with what is wanted, half hold popular products."""
+    goods, count = page.shop.think.goods, len(world.forms)
+    every, lists = np.arange(300), np.full((count, 8), EMPTY)
+    for form, n in enumerate(world.need):
+        met = np.flatnonzero(needs.fulfils(goods, world.needs[n], every))[:4]
+        lists[form, : len(met)] = met
+        lists[form, 4:] = np.argsort(-goods.demand)[:4]
+    answered = needs.respond(world, lists, 3000)
+    clicked = answered.clicked
+    need = world.need[answered.form[clicked.rows]]
+    wanted = [
+        needs.fulfils(goods, world.needs[n], np.array([item]))[0]
+        for n, item in zip(need, clicked.values, strict=True)
+    ]
+    assert np.mean(wanted) > 0.6
+    assert (answered.shown.lengths <= 8).all()
+    assert set(answered.form) <= set(world.log.form)
+    with pytest.raises(InputError, match="lists"):
+        needs.respond(world, lists[1:], 10)
+
+
 def test_targets_are_what_was_clicked_and_refused_is_what_was_not(page, prompts):
     direct = set(page.shop.direct.train_queries)
     assert direct & set(prompts.queries)
     for row in range(0, len(prompts.queries), 7):
         query = prompts.queries[row]
-        items, shown = page.behaviour.clicked[query], page.behaviour.shown[query]
+        items, shown = page.heeded().clicked[query], page.heeded().shown[query]
         ids = {tuple(page.identifiers[item]) for item in items}
         targets = [tuple(t) for t in prompts.targets[row].tolist() if t[0] >= 0]
         assert targets
@@ -942,10 +975,11 @@ def test_calibrated_rates_and_urgency_by_hand(page, prompts):
     order = np.log(10) / np.log(20)
     worth = 2 * click * order / (click + order)
     assert found == pytest.approx([worth])
-    every = page.calibrated(page.behaviour.counts)
-    row = next(r for r, q in enumerate(prompts.queries) if len(page.behaviour.shown[q]) > 12)
+    heeded = page.heeded()
+    every = page.calibrated(heeded.counts)
+    row = next(r for r, q in enumerate(prompts.queries) if len(heeded.shown[q]) > 9)
     item = int(prompts.refused[row, 0])
-    assert item in page.behaviour.shown[prompts.queries[row]]
+    assert item in heeded.shown[prompts.queries[row]]
     assert prompts.urgency[row, 0] == pytest.approx((1 - 0.5 * every[item]) ** -1.5 + 1, rel=1e-3)
     assert (prompts.urgency >= 2 - 1e-9).all()  # 2 for what nobody was shown
 
@@ -984,7 +1018,7 @@ def test_rewards_of_products_by_hand(page, monkeypatch):
     alone = [n for n in range(300) if len(page.owners[page.trie.find(ids[n : n + 1])[0]]) == 1]
     one, two = alone[:2]
     heard = replace(page.behaviour, ordered={"q": {one}}, clicked={"q": {one, two}})
-    monkeypatch.setattr(page, "behaviour", heard)
+    monkeypatch.setattr(page, "heeded", lambda: heard)
     monkeypatch.setattr(page, "relevance", lambda query, item: 2)
     written, rates = torch.from_numpy(ids[[one, two]]), heard.rates
     found = page.item_rewards(["q", "q"], written, "composite")
@@ -1004,7 +1038,7 @@ def test_an_identifier_earns_what_its_best_product_earns_and_nothing_without_one
     assert len(held) > 1  # several products share it
     last = held[-1]
     heard = replace(page.behaviour, ordered={"q": {last}}, clicked={"q": {last}})
-    monkeypatch.setattr(page, "behaviour", heard)
+    monkeypatch.setattr(page, "heeded", lambda: heard)
     taken = {tuple(row) for row in page.identifiers.tolist()}
     ranges = page.alphabet.ranges()
     absent = next(row for row in itertools.product(*ranges) if row not in taken)
@@ -1437,12 +1471,14 @@ def test_written_words_are_compared_with_the_thought_and_with_another_ones(
 def test_rewards_headroom_and_teachers_are_measured(page, model, monkeypatch, tmp_path):
     record = Recorder(tmp_path)
     monkeypatch.setattr(page, "record", record)
+    liked = page.make_prompts().targets[:, 0].repeat_interleave(2, 0)
+    monkeypatch.setattr(page, "sample", lambda model, source: liked)
     page.measure_rewards("some", model)
     page.measure_ideal("base")
     page.measure_informed("base", model, "keywords")
     page.measure_informed("other", model, "wrong")
     found = record.metrics
-    assert found["some/reward"] > found["some/reward_ctr"] > 0
+    assert found["some/reward"] > 3 > found["some/reward_ctr"] > 0
     assert found["base/ideal_hr@10"] > 0.5
     asked = []
     monkeypatch.setattr(page, "serve", lambda model, source, *a: asked.append(source) or served)

@@ -16,7 +16,7 @@ import numpy as np
 
 from minisearch.errors import InputError
 from minisearch.profiles import derive_seed
-from minisearch.records import Ragged
+from minisearch.records import EMPTY, Ragged
 from minisearch.text import words
 from minisearch.worlds.shop_catalogue import (
     ATTRIBUTES,
@@ -210,12 +210,42 @@ class _Engine:
     shown: int
 
 
+def respond(world: NeedsWorld, lists: np.ndarray, sessions: int) -> Traffic:
+    """Requests in the wordings of the log, answered with given lists, and what people did.
+
+    Shape: lists (F, K) item rows for each of the F wordings, EMPTY where a list is shorter.
+
+    Raises:
+        InputError: for another number of lists than of wordings.
+    """
+    if len(lists) != len(world.forms):
+        found, expected = f"{len(lists)} lists", f"one for each of {len(world.forms)} wordings"
+        raise InputError("lists", found, expected, "leave those empty that nobody uses.")
+    rng = np.random.default_rng(derive_seed(world.truth.world_seed, "complex", "feedback"))
+    form = rng.choice(world.log.form, sessions)
+    truth = _ask(world.truth, world.needs, world.forms, world.need, form, 2, rng)
+    session, place = np.nonzero(lists[form] != EMPTY)
+    nothing = np.zeros(len(session), bool)
+    item = lists[form][session, place]
+    return _outcome(truth, form, Events(session, item, place + 1, nothing, nothing.copy()))
+
+
 def _traffic(
     shop: ShopTruth, needs: list[Need], forms: list[str], need: np.ndarray, form: np.ndarray,
     engine: _Engine, name: str,
 ) -> tuple[Traffic, ShopTruth]:  # fmt: skip
     """Requests for forms, what the engine showed, what people clicked and ordered."""
     rng = np.random.default_rng(derive_seed(shop.world_seed, "complex", name))
+    truth = _ask(shop, needs, forms, need, form, ("log", "test").index(name), rng)
+    events = _show(truth, rng.random(len(form)) < engine.understood, engine, rng)
+    return _outcome(truth, form, events), truth
+
+
+def _ask(
+    shop: ShopTruth, needs: list[Need], forms: list[str], need: np.ndarray, form: np.ndarray,
+    number: int, rng: np.random.Generator,
+) -> ShopTruth:  # fmt: skip
+    """The shop with requests for these forms in place of its own; `number` tells logs apart."""
     count, people = len(form), shop.people
     user = rng.choice(len(people.activity), count, p=people.activity / people.activity.sum())
     asked = [needs[n] for n in need[form]]
@@ -230,15 +260,18 @@ def _traffic(
         engine_leaf=leaf, query=np.array([forms[f] for f in form], dtype=object),
     )  # fmt: skip
     config = replace(shop.config, sessions=max(count, shop.config.users))
-    ids = 10_000_000 + 1_000_000 * (name == "test") + np.arange(count)
-    truth = replace(shop, config=config, requests=requests, session_id=ids)
-    events = _show(truth, rng.random(count) < engine.understood, engine, rng)
+    ids = 10_000_000 + 1_000_000 * number + np.arange(count)
+    return replace(shop, config=config, requests=requests, session_id=ids)
+
+
+def _outcome(truth: ShopTruth, form: np.ndarray, events: Events) -> Traffic:
+    """What people click and order of what they are shown."""
     act(truth, events)
     lists = [
-        Ragged.from_pairs(events.session[kept], events.item[kept], count)
+        Ragged.from_pairs(events.session[kept], events.item[kept], len(form))
         for kept in (np.ones(len(events.item), bool), events.clicked, events.ordered)
     ]
-    return Traffic(list(requests.query), form, user, *lists), truth
+    return Traffic(list(truth.requests.query), form, truth.requests.user, *lists)
 
 
 def _show(
