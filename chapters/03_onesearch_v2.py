@@ -1590,22 +1590,6 @@ def make_prompts() -> Prompts:
     return Prompts(queries, sources(queries), targets, refused, 1 + apart**-1.5)
 
 
-# %% [markdown]
-# How good a guide is the feedback? Here is what the model listed and what people clicked and ordered of it, with the share that meets the need behind the request.
-
-# %% tags=["page-only", "hide-input"]
-if shop.world:
-    answered = feedback()
-    for what in ("shown", "clicked", "ordered"):
-        lists = getattr(answered, what)
-        share = wanted_share(answered, lists)
-        print(f"{what:8s} {len(lists.values):7,} products, {share:.0%} of them wanted")
-    print(f"{len(make_prompts().queries):,} requests to train on, half of them direct")
-
-# %% [markdown]
-# A click says more than a place in the list, and far from all. The reward makes no difference between a product that is clicked by many who are shown it and one that was clicked once; only the click rate, by far the smallest of the three terms, does.
-
-
 # %%
 @cache
 def product_words() -> list[set[str]]:
@@ -2206,6 +2190,20 @@ right.set_ylabel("divergence (nats a code)")
 record.figure(fig, "loss", "Cross entropy and divergence.")
 
 # %% [markdown]
+# How good a guide is the feedback? Here is what the model listed and what people clicked and ordered of it, with the share that meets the need behind the request.
+
+# %% tags=["page-only", "hide-input"]
+if shop.world:
+    answered = feedback()
+    for what in ("shown", "clicked", "ordered"):
+        lists = getattr(answered, what)
+        share = wanted_share(answered, lists)
+        print(f"{what:8s} {len(lists.values):7,} products, {share:.0%} of them wanted")
+    print(f"{len(make_prompts().queries):,} requests to train on, half of them direct")
+
+# %% [markdown]
+# A click says more than a place in the list, and far from all. The reward makes no difference between a product that is clicked by many who are shown it and one that was clicked once; only the click rate, by far the smallest of the three terms, does.
+#
 # Alignment is watched by position: of the rollouts, the share whose code at a position is that of some clicked product. Coarse codes are easiest to match. A curve that
 # rises for the first codes and falls for the last would say that the policy learns categories and forgets products.
 
