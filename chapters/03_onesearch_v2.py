@@ -15,10 +15,10 @@
 # # OneSearch-V2: think before training, not before answering
 #
 # "Anything but zuora", "a surprise for danphavel fans": some people ask a shop for what they want in words that stand in no title.
-# A large language model could say what they mean, *face cream, lavender*, but it takes seconds, and a search engine has milliseconds.
+# A large language model could say what they mean, *face cream, lavender* (the names here are invented; they stand for words that only such a model knows), but it takes seconds, and a search engine has milliseconds.
 # OneSearch-V2 {cite:p}`onesearchv2` lets the large model think beforehand. Its keywords are shown to the retriever in training,
 # and the retriever learns to answer as if it had read them. When a customer asks, no keyword is there, and none is needed. A second part
-# aligns the retriever with clicks and orders, token by token, without a reward model.
+# aligns the retriever with clicks and orders, token by token, without training a reward model on preferences.
 # This chapter builds both, and asks what the student learns from a teacher that reads more, beyond what the same extra data would have taught it.
 
 # %% tags=["page-only", "hide-input"]
@@ -88,7 +88,7 @@ from minisearch.worlds.stored import open_shop, open_truth
 # ## One request that says nothing
 #
 # The shop is simulated, as in the chapters before. Its *direct* requests name what they want. We add *complex* ones: a dozen
-# wordings for each of a set of needs, none of which has a word of the catalogue or of a direct request. Below, one wording of each kind, what a large model
+# wordings for each of a set of needs. No wording has a word of the catalogue or of a direct request. Below, one wording of each kind, what a large model
 # would write about it, and a product that the customer had in mind.
 
 # %% tags=["page-only", "hide-input"]
@@ -154,7 +154,7 @@ for n, kind in enumerate(KINDS):
 # | $\mathcal T$ | identifiers clicked or ordered for the request | `targets` |
 # | $R_{i,l}$, $m_{i,l}$, $g_{i,l}$ | prefix reward, marginal, gate at position $l$ | `position_terms` |
 # | $w_{item}$ | weight of the product's own reward | `plan.w_item` |
-# | $\rho$, $c_l$ | log-ratio of policy and reference; urgency of a rejected product | `preference` |
+# | $\rho$, $c_j$ | log-ratio of policy and reference; urgency of a rejected product | `preference` |
 #
 # ## Parameters
 #
@@ -260,9 +260,9 @@ record = Recorder.from_environment()
 # nobody else uses, so that words alone say nothing. The engine that made the log understood every tenth complex request and showed popular
 # products to the others. Requests of the test come later, from an engine that understands all of them, so that clicks say what was wanted. One in seven wordings occurs in the test alone.
 #
-# A *thought* is what stands in for the large model: category and value words of every sense (of a negation, two values that may be had instead), with a tenth of the
+# A *thought* is what stands in for the large model: category and value words of every sense, and of a negation besides two values that may be had in place of the forbidden one, with a tenth of the
 # words left out and a tenth of the rest replaced by wrong ones. For half of the words the error is the same in all wordings of a need: a model that misunderstands does so
-# again, and a dozen wordings do not average it out. A thought is a function of the query's text. It never sees the clicked product; what happens when it does is an arm of its own.
+# again, and a dozen wordings do not average it out. Direct queries have thoughts as well: what they say. A thought is a function of the query's text. It never sees the clicked product; what happens when it does is an arm of its own.
 
 
 # %%
@@ -483,7 +483,7 @@ if shop.world:
 #
 # $$e^\circ = \mathrm{normalise}\Bigl(\tfrac12 e + \tfrac12 \operatorname{mean}_j e_k^j\Bigr),$$ (eq-03-enhance)
 #
-# with $e_k^j$ the vector of keyword $j$; without a match $e$ stays. Then residual k-means on three levels, of which only the last is balanced, and an optimised product quantiser (OPQ) on what
+# with $e_k^j$ the vector of the $j$-th word of the product's keywords; a product without keywords keeps $e$. Then residual k-means on three levels, the last one balanced, so that its clusters are about equally large, and an optimised product quantiser (OPQ) on what
 # is left: five codes, three coarse and two fine. A *trie* of all identifiers says which codes may follow which.
 
 
@@ -572,8 +572,8 @@ with record.phase("identifiers"):
     )
 
 # %% [markdown]
-# The paper's quality table, redone: *CUR* is the share of codes (of pairs, of triples) in use, *ICR* the share of products
-# with an identifier of their own. Triples can reach at most the number of products over that of triples. The last row, with OPQ on enhanced vectors, is what the chapter uses.
+# The paper's quality table, redone, to see whether keywords cost the identifiers anything: *CUR*, codebook use, is the share of codes (of pairs, of triples) in use, *ICR* the share of products
+# with an identifier of their own. Triples can reach at most the number of products over that of triples. The chapter uses what the last row describes, drawn with another seed.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -594,7 +594,8 @@ for label, vectors in (
         compared[f"{label}, {name}"] = quality(found.codes, found.sizes, 3)
 table = pd.DataFrame(compared).T[["CUR_L1", "CUR_pairs", "CUR_total", "ICR"]]
 in_use = quality(codes.codes, codes.sizes, 3)["ICR"]
-print(f"ICR of the identifiers in use: {in_use:.3f}; V1 from .41 to .68 to .92")
+print(f"ICR of the identifiers in use: {in_use:.3f}")
+print("the paper's: k-means .41, balanced .68, with OPQ .92")
 table.round(3)
 
 # %% [markdown]
@@ -604,11 +605,11 @@ table.round(3)
 #
 # Teacher and student are the same weights. They differ in what they read: a mark, the words of the query, and (the teacher alone) keywords. The paper's
 # prompt holds the user as well, by identifiers of recent clicks and three soft tokens of a long history. Ours leaves the user out to save time: the prompt would be five times as long, and
-# a small model would need more steps than four minutes have to make use of it.
+# this page is to run in four minutes. What the user would bring is not measured.
 #
 # Two details of the input are ours. Keywords are a set, so they get *no positions*, and instead one vector of their
-# own that tells them from the query. And in half of the teacher's rows the query is blank: a model that can learn the query's rare name by heart has
-# otherwise little reason to look at the keywords. What a first version without blanks showed stands on the card, among the regimes that were tried.
+# own that tells them from the query. And in half of the teacher's rows the query is blank, as a model that can learn a query's rare name by heart has
+# little reason to look at the keywords. A first version without blanks, which differed in other respects too, found hardly more with keywords than without (on the card, among the regimes that were tried).
 
 
 # %%
@@ -797,12 +798,12 @@ def with_names_spelled(
 #
 # $$\mathcal L_{KL} = \frac{\tau^2}{L} \sum_{l=1}^{L} \mathrm{KL}\bigl(\mathrm{softmax}(z_{T,l}/\tau)\,\|\,\mathrm{softmax}(z_{S,l}/\tau)\bigr).$$ (eq-03-kl)
 #
-# No gradient goes through $z_T$. Around it stand three regularisers. *R-Drop* {cite:p}`rdrop` makes two passes with different dropout agree,
+# Both are read along the same identifier; along which one is for step 5 to say. No gradient goes through $z_T$. Around it stand three regularisers. *R-Drop* {cite:p}`rdrop` makes two passes with different dropout, whose distributions are $P_1$ and $P_2$, agree at every position,
 #
 # $$\mathcal L_{R} = \tfrac12\bigl[\mathrm{KL}(P_1 \| P_2) + \mathrm{KL}(P_2 \| P_1)\bigr];$$ (eq-03-rdrop)
 #
-# *FGM* {cite:p}`fgm`, the adversarial step, moves the table of tokens by a length $\varepsilon$ in the direction that makes the loss worse, $r_{adv} = \varepsilon\, g / \lVert g \rVert_2$, and adds the
-# loss there (one of the notes reads it as a divergence; we add cross entropy and divergence); and *focal* loss {cite:p}`focal`, $2\,(1-p)^3$ times the cross entropy, cares less about what is already known.
+# *FGM* {cite:p}`fgm`, the adversarial step, moves the table of tokens by a length $\varepsilon$ in the direction that makes the loss worse, $r_{adv} = \varepsilon\, g / \lVert g \rVert_2$ with the loss's gradient $g$, and adds the
+# loss there (one of the notes reads it as a divergence; we add cross entropy and divergence); and *focal* loss {cite:p}`focal`, $2\,(1-p)^3$ times the cross entropy for a right code of probability $p$, cares less about what is already known.
 
 
 # %%
@@ -893,6 +894,9 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # `teacher_only` has it without the divergence: what separates it from `distilled` is the divergence alone. Last, thoughts can be learnt from without any teacher:
 # `keyword_task` goes on writing the keywords of the very requests that `distilled` reads.
 #
+# Written out, `distilled` minimises $\mathrm{CE}(S) + \mathrm{CE}(T) + \alpha \mathcal L_{KL}$ and `keyword_task` $\mathrm{CE}(S) + \tfrac12 \mathrm{CE}(\text{keywords})$. The printed recipe is focal loss in place of $\mathrm{CE}(S)$, plus $.1\, \mathcal L_{KL}$, plus $\alpha_R = .5$ times R-Drop, plus the same focal loss and divergence once more at the
+# adversarial step of length $\varepsilon = .6$. A quarter of the log's rows in every arm come from titles: a few words of one, or of the product's keywords, in place of a query.
+#
 # | arm | what it does in its steps, all from one base |
 # |---|---|
 # | `plain` | CE(S) on the log as it is, a quarter of the rows from titles |
@@ -903,7 +907,8 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # | `distilled` | `teacher_only`, and divergence on 48 requests of the log, clicked or not |
 # | `distilled_blank` | the teacher of the divergence reads the keywords alone, not the query |
 # | `distilled_clicks` | the divergence on clicked pairs instead |
-# | `distilled_alone`, `distilled_ema` | without CE(T); a slow copy as teacher (an exponential moving average) |
+# | `distilled_alone` | `distilled` without CE(T) |
+# | `distilled_ema` | `distilled`, the teacher a slow copy (an exponential moving average) |
 # | `distilled_rdrop`, `_fgm`, `_focal` | `distilled` with one regulariser |
 # | `hard` | the teacher's likeliest identifier as label, no divergence |
 # | `same_input` | the teacher of the divergence reads no keywords |
@@ -1381,31 +1386,31 @@ def distilled_model() -> Retriever:
 # After distillation the paper aligns the model with behaviour. Whose? The clicks of our log were given to lists of an engine that understood one complex request in ten; rewards for those would praise what was popular. So the distilled model answers
 # a few thousand requests first, in wordings that the log has, and people click on *its* lists. All arms of alignment learn from this {term}`feedback`, and from the direct requests of the log.
 #
-# The policy samples $G$ identifiers for a request. Each gets a *composite reward* for the product it names,
+# The model is now a {term}`policy`: it writes identifiers by chance and is told how good they were. It samples $G$ of them for a request. Each gets a *composite reward* for the product it names,
 #
 # $$R_{item}(o) = R_{C\&O}(o) + R_{CTR}(o) + R_{Rel}(o),$$ (eq-03-reward)
 #
 # 4 if the product was ordered for this query, 3 if it was clicked only; its smoothed click rate; and the grade, 0 to 3, of an existing relevance model. Ours is a modest one: it counts how many of the thought's words are among the product's keywords, and errs
-# where the thought does or where the keywords of the product are incomplete. It knows nothing of the truth by which we judge. An identifier without a product gets nothing. *GRPO* (group relative policy optimisation, {cite:p}`deepseekmath`) normalises the reward in the group and praises all five tokens alike.
+# where the thought does or where the keywords of the product are incomplete. It knows nothing of the truth by which we judge. An identifier without a product gets nothing. *GRPO* (group relative policy optimisation, {cite:p}`deepseekmath`) takes as {term}`advantage` of each identifier its reward less the group's mean, over the group's standard deviation, and raises or lowers the log-probability of all five tokens by it.
 #
 # *TPMA*, the paper's own step, asks which tokens were right. With $\mathcal T$ the identifiers clicked or ordered for the request and weights $\Delta R = (2, 2, 2, 1, 1)$, coarse codes first,
 #
 # $$R_{i,l} = \max_{t \in \mathcal T} \sum_{k \le l} [o_i^k = t^k]\, \Delta R_k, \qquad m_{i,l} = R_{i,l} - R_{i,l-1}, \qquad
-# g_{i,l} = \frac{\text{tokens matched before } l}{l - 1},\; g_{i,1} = 1,$$ (eq-03-tpma)
+# g_{i,l} = \frac{1}{l - 1} \max_{t \in \mathcal T} \sum_{k < l} [o_i^k = t^k],$$ (eq-03-tpma)
 #
-# $\hat A_{i,l}$ is $m_{i,l}$ normalised in the group at each position, and with $\hat A_i^{item}$ the normalised product reward
+# with $R_{i,0} = 0$ and $g_{i,1} = 1$. $\hat A_{i,l}$ is $m_{i,l}$ normalised in the group at each position, and with $\hat A_i^{item}$ the normalised product reward
 #
 # $$\mathcal L = -\frac1{GL} \sum_{i,l} g_{i,l}\, \frac{\pi_\theta(o_i^l)}{\pi_{old}(o_i^l)} \bigl(\hat A_{i,l} + w_{item} \hat A_i^{item}\bigr) + 0.1\, \mathcal L_{CE}.$$ (eq-03-loss)
 #
-# The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
+# One step is taken a batch, so that $\pi_{old}$ is $\pi_\theta$ and the ratio is 1; what matters is its gradient. For GRPO $g = 1$ and the bracket is $\hat A_i^{item}$ alone. # The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
 #
 # * *where counting begins*: the printed $[l<3]\cdot 2 + [3 \le l < L]\cdot 1$ gives $(2,2,2,1,1)$, as in the figure, if $l$ counts from 0, and $(2,2,1,1,0)$ if it counts from 1, as in the released code.
 #   There the last token never has an advantage of its own (`tpma_released`);
 # * *what is normalised*: as printed, it is the constant $\Delta R$, whose spread is zero, so that no advantage is left but the product's; the code normalises the marginal;
 # * *the gate*: as printed it divides the *weighted* reward by $l-1$ and can exceed one; figure and code divide the count.
 #
-# `tpma_printed` takes the second and the third word for word. Two more things are worth a note. The released default is $w_{item} = 0$: the composite reward is off (`tpma_no_item`; `tpma_released` too). And "prefix" is not strict: matches count position by
-# position, and a wrong first code does not silence the later ones. `tpma_strict` has a strict prefix.
+# `tpma_printed` takes the second and the third word for word, and counts from one. Two more things are worth a note. The released default is $w_{item} = 0$: the composite reward is off (`tpma_no_item`; `tpma_released` too). And "prefix" is not strict: matches count position by
+# position, so that after a wrong first code later ones are damped and can still learn. `tpma_strict` has a strict prefix.
 #
 # | arm | what it does, all from the distilled model of its world |
 # |---|---|
@@ -1500,15 +1505,15 @@ record.check("gates stay between 0 and 1", bool(((gates >= 0) & (gates <= 1)).al
 
 
 # %% [markdown]
-# The third row begins wrong and is right from there on: its later tokens are gated, not silenced.
+# The third row begins wrong and is right from there on: its second token has a gate of 0 and learns nothing, the later ones are damped. With a strict prefix all four would have none.
 #
-# For *list-wise preference optimisation*, `dpo`, no sampling is needed. With $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $w$ and
-# rejected ones $l$,
+# For *list-wise preference optimisation*, `dpo`, no sampling is needed. With $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $y^+$ and
+# rejected ones $y^-_j$,
 #
-# $$\mathcal L_{DPO} = -\log \sigma\Bigl(-\log \sum_l e^{c_l\, \beta (\rho(l) - \rho(w))}\Bigr), \qquad c_l = \bigl(\max(s_w, 1) - s_l\bigr)^{-1.5} + 1.$$ (eq-03-dpo)
+# $$\mathcal L_{DPO} = \log \Bigl(1 + \sum_j e^{c_j\, \beta (\rho(y^-_j) - \rho(y^+))}\Bigr), \qquad c_j = \bigl(\max(s^+, 1) - s_j\bigr)^{-1.5} + 1, \quad \beta = .1.$$ (eq-03-dpo)
 #
-# Rejected are products that were shown for the query and never clicked, and, where fewer than eight were, random others; four of the eight count in a step. A score $s$ is what happened (2 ordered, 1 clicked, ½ shown, 0 random) times the harmonic mean of click and order
-# rate, calibrated as in version 1: the likelier a rejected product was to be clicked, the more its rejection counts.
+# Rejected are products that were shown for the query and never clicked, and, where fewer than eight were, random others; four of the eight count in a step. A score ($s^+$ of the clicked one, $s_j$ of a rejected one) is what happened (2 ordered, 1 clicked, ½ shown, 0 random) times the harmonic mean of click and order
+# rate, made of logarithms of the counts as in version 1 (`calibrated`): the likelier a rejected product was to be clicked, the more its rejection counts.
 
 
 # %%
@@ -1816,8 +1821,8 @@ def segments(queries: Sequence[str], user: np.ndarray) -> dict[str, np.ndarray]:
         for known, keys in ((heard, queries), (clicks, queries), (past, user.tolist()))
     )
     found = {"seen": said > 0, "unseen": said == 0}
-    found |= {"clicks: 0": count == 0, "clicks: 1-2": (count > 0) & (count < 3)}
-    found |= {"clicks: 3+": count > 2}
+    found |= {"log clicks: 0": count == 0, "log clicks: 1-2": (count > 0) & (count < 3)}
+    found |= {"log clicks: 3+": count > 2}
     found |= thirds("query", said, ("tail", "mid", "head"))
     return found | thirds("user", active, ("low", "mid", "high"))
 
@@ -2104,7 +2109,7 @@ def measure_rewards(name: str, model: Retriever) -> None:
 
 # %% [markdown]
 # The *online experiment* splits users at random. In a first period both halves get the same lists (A/A), in a second one half gets the treatment's (A/B). Ratios, such as clicks over views, are compared by the delta method over users, who are what was split; a request is no unit of its own.
-# Luck belongs to user, request and product. That allows *twins* besides, which no real shop has: all requests answered under both lists with the same luck, so that only what the lists change remains.
+# Whether this user would click this product in this request is drawn once and counts for any list. That allows *twins* besides, which no real shop has: all requests answered under both lists with the same luck, so that only what the lists change remains.
 
 # %% [markdown]
 # ## Train and watch
@@ -2167,7 +2172,7 @@ for metric, value in told.items():
 # %% [markdown]
 # `keywords_` is the base that reads query and keywords, `blank_` the one that reads keywords alone, `ideal_` the list of one who knows the need. What lies between the first and the others is what could be learnt.
 #
-# What to look for in the curves: the cross entropy of both arms should fall slowly, and cannot fall to nothing, since most clicks of the log are on products that nobody wanted; the divergence should begin clearly above zero and fall.
+# What to look for in the curves: the cross entropy of both arms should fall slowly, and cannot fall to nothing, since most clicks on complex requests are on products that nobody wanted; the divergence should begin clearly above zero and fall.
 # A divergence that starts near zero means a teacher that does not look at its keywords: there is nothing to distil.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of the student's prompt, mean of 20 steps, in the arms extra and distilled. Right: the divergence of the student from its own predictions with keywords. Look at where the right line begins, which is what there is to learn, and whether it falls.", "name": "fig-03-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line each for the arms extra and distilled, cross entropy in nats a code. Right one line, the divergence in nats a code."}}
@@ -2204,7 +2209,7 @@ if shop.world:
     print(f"{len(make_prompts().queries):,} requests to train on, half of them direct")
 
 # %% [markdown]
-# A click says more than a place in the list, and far from all. The reward makes no difference between a product that is clicked by many who are shown it and one that was clicked once; only the click rate, by far the smallest of the three terms, does.
+# A click says more than a place in the list, and far from all. But 3 is earned by what one person clicked once as by what many did; the click rate, which tells them apart, is below 1.
 #
 # Alignment is watched by position: of the rollouts, the share whose code at a position is that of some clicked product. Coarse codes are easiest to match. A curve that
 # rises for the first codes and falls for the last would say that the policy learns categories and forgets products.
@@ -2230,7 +2235,7 @@ record.figure(fig, "positions", "Matched codes by position.")
 #
 # ### On this page
 #
-# What is served reads no keywords: `hr@10`. Beside it stands the same model with them, its teacher. `grpo` and `tpma` begin from the shipped distilled model.
+# What is served reads no keywords: `hr@10`. Beside it, where there is one, stands its teacher, the same model with keywords. `grpo` and `tpma` begin from the shipped distilled model.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -2254,7 +2259,7 @@ for label in complex_set.labels:
 pd.DataFrame(by_label).T.astype(float).round(3)
 
 # %% [markdown]
-# By kind of request, by how many clicks of the log had the same words, and by segment. `unseen` are wordings that no request of the log had: their names mean nothing to the student, whatever it was taught. What can be distilled is knowledge about *these queries*,
+# By kind of request, by how many clicks of the log had the same words, and by segment. `unseen` are wordings that no request of the log had: their names mean nothing to the student, whatever it was taught. What can be distilled is knowledge about *queries of the log*,
 # and about the words they share with others. The teacher, who reads keywords, has no such limit.
 #
 # What lists are made of, and so whether a gain is paid with sameness:
@@ -2297,7 +2302,7 @@ if "distilled" in MODELS:
 # %% [markdown]
 # ### In the online experiment
 #
-# Half of the users get the distilled model's lists in place of `extra`'s. One such experiment, with its A/A period, and the twins. *Void* is a metric that differed in A/A already; *equivalent* one whose whole interval lies within 2 %, by two one-sided tests; *open* one that says neither.
+# Half of the users get the distilled model's lists in place of `extra`'s. One such experiment, with its A/A period, and the twins. *Up* and *down*: the interval leaves out zero. *Equivalent*: it has zero in it and lies within 2 % (two one-sided tests). *Open*: neither. *Void*: the metric differed in A/A already.
 
 # %% tags=["page-only", "hide-input"]
 outcome = []
@@ -2317,7 +2322,7 @@ if {"extra", "distilled"} <= RANKED.keys() and shop.world is not None:
 pd.DataFrame(outcome)
 
 # %% [markdown]
-# The width of the columns is the point: compare A/B with the twins. The registered claims use expected clicks and orders of all requests under both models, which have no luck in them.
+# The width of the intervals is the point: compare A/B with the twins. The registered claims use expected clicks and orders of all requests under both models, which have no luck in them.
 #
 # ### What the grid says
 
@@ -2397,7 +2402,7 @@ pages.tuning_table("03_onesearch_v2")
 # ### Exercise 1: which way the divergence goes
 #
 # Write `guided_loss` for the logits of teacher and student at the positions of one identifier: $\tau^2$ times the mean over positions of
-# KL(teacher || student), both softened by $\tau$. What changes if the two are swapped?
+# KL(teacher || student), both softened by $\tau$. Then let a teacher hold two codes possible, .49, .49 and .02, and compare two students, .98, .01, .01 and .4, .4, .2: which one does your loss prefer, and which one if you swap teacher and student?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -2433,30 +2438,55 @@ def properties_of_guidance(loss):
     root = np.sqrt([0.75, 0.25]) / np.sqrt([0.75, 0.25]).sum()
     soft = 4 * (root * np.log(root / 0.5)).sum()
     yield "softened and scaled back", lambda: np.isclose(loss(sure, fair, 2.0), soft)
-    yield "large logits", lambda: np.isclose(loss(sure + 1e4, fair - 1e4, 1.0), by_hand)
+    soft = 4 * (0.5 * np.log(0.5 / root)).sum()
+    yield "the student softened too", lambda: np.isclose(loss(fair, sure, 2.0), soft)
+    root = np.cbrt([0.75, 0.25]) / np.cbrt([0.75, 0.25]).sum()
+    soft = 9 * (root * np.log(root / 0.5)).sum()
+    yield "another temperature", lambda: np.isclose(loss(sure, fair, 3.0), soft)
+    third = np.log([[0.5, 0.25, 0.25]]), np.log([[0.25, 0.5, 0.25]])
+    yield "three codes", lambda: np.isclose(loss(*third, 1.0), 0.25 * np.log(2))
+    high, low = np.array([[1000.0, 1001.0]]), np.array([[-1000.0, -1000.0]])
+    e = np.e / (1 + np.e)
+    far = e * np.log(2 * e) + (1 - e) * np.log(2 - 2 * e)
+    yield "large logits", lambda: np.isclose(loss(high, low, 1.0), far, atol=1e-4)
+    apart = np.vstack([high, low]), np.vstack([low, low])
+    yield (
+        "large ones beside small ones",
+        lambda: np.isclose(loss(*apart, 1.0), far / 2, atol=1e-4),
+    )
+    one = np.array([[1e3, 0.0]])
+    yield "a code that is impossible", lambda: np.isclose(loss(one, one, 1.0), 0)
     yield "shifts mean nothing", lambda: np.isclose(loss(sure + 3, fair, 1.0), by_hand)
+    kept = sure.copy()
+    yield (
+        "inputs stay as they were",
+        lambda: loss(sure, fair, 2.0) and (kept == sure).all(),
+    )
     ### END HIDDEN TESTS
 
 
 assert check("ch03-kl", guided_loss)
 
 # %% [markdown]
-# Swapped, the loss would not mind a student that leaves out what the teacher holds possible. A request with two senses has two likely products; both should survive.
+# The loss is 1.58 for the first student and .15 for the second; swapped, it is .63 and .30. Both ways prefer the second here, but a student that leaves out half of what the teacher holds possible is ten times as bad one way and twice as bad the other. A request with two senses has two likely products; both should survive.
 #
 # ### Exercise 2: a silent bug
 #
-# The cell below weighs matched tokens as a trainer does that counts positions from one. It runs, and nothing complains. Print the marginals of a
-# rollout that matches its target everywhere. Which token is never told that it was right, however right it is? Write `marginals`, with weights 2, 2, 2, 1, 1:
-# what each position adds to the best prefix reward over all targets.
+# A colleague wrote `marginals_with_a_bug`: what each position of a rollout adds to its prefix reward, the weighted sum of the tokens so far that match a target, of the best target at that point,
+# $R_{i,l} = \max_t \sum_{k \le l} [o^k = t^k] \Delta R_k$. It runs, and nothing complains. Call it on a rollout that equals its only target. Which token is never told that it was right, however right it is? Write `marginals_of`, with weights 2, 2, 2, 1, 1.
 
 
 # %% tags=["page-only"]
-def weight_at(position: int) -> int:
-    """Two for early positions, one for late ones."""
-    return 2 * (position < 3) + (3 <= position < 5)
-
-
-released = [weight_at(position) for position in (1, 2, 3, 4, 5)]
+def marginals_with_a_bug(rollout: list[int], targets: list[list[int]]) -> list[int]:
+    """What each of five positions adds to the best prefix reward of any target."""
+    weights = [2 * (place < 3) + (3 <= place < 5) for place in (1, 2, 3, 4, 5)]
+    best, rewards = 0, [0]
+    for length in range(1, 6):
+        for target in targets:
+            found = zip(weights[:length], rollout, target, strict=False)
+            best = max(best, sum(w for w, code, right in found if code == right))
+        rewards.append(best)
+    return np.diff(rewards).tolist()
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch03-marginal", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2508,23 +2538,37 @@ def properties_of_marginals(of):
         "codes of other places",
         lambda: list(of([5, 4, 3, 2, 1], one)) == [0, 0, 2, 0, 0],
     )
+    yield (
+        "targets in any order",
+        lambda: list(of([1, 2, 3, 4, 5], two[::-1])) == [2, 2, 0, 0, 0],
+    )
+    by_weight = [[1, 9, 9, 4, 9], [9, 2, 3, 9, 9]]
+    yield (
+        "the best by weight, not by count",
+        lambda: list(of([1, 2, 3, 4, 5], by_weight)) == [2, 0, 2, 0, 0],
+    )
+    three = [[0] * 5, [1, 0, 0, 0, 0], [1, 2, 3, 4, 5]]
+    yield "three targets", lambda: list(of([1, 2, 3, 4, 5], three)) == [2, 2, 2, 1, 1]
+    given = [[9, 2, 3, 9, 9], [1, 9, 9, 9, 9]]
+    yield (
+        "targets stay as they were",
+        lambda: bool(of([1, 2, 3, 4, 5], given)) and given[0][0] == 9,
+    )
     ### END HIDDEN TESTS
 
 
 assert check("ch03-marginal", marginals_of)
 
 # %% tags=["page-only", "hide-input"]
-print(
-    f"weights that count from one: {released}; the figure of the paper: [2, 2, 2, 1, 1]"
-)
+print("with the bug:", marginals_with_a_bug([1, 2, 3, 4, 5], [[1, 2, 3, 4, 5]]))
 
 # %% [markdown]
-# The last token's marginal is always 0, so that its normalised advantage is 0 too. The anchor still trains it, and nothing looks broken. Only a curve by position could show it.
+# Its weights count positions from one. The last token's marginal is always 0, so that its normalised advantage is 0 too. The anchor still trains it, and nothing looks broken. Only a curve by position could show it.
 #
 # ### Exercise 3: the gate
 #
-# Write `gates`: 1 at the first position, then the share of the tokens before it that match, for the best target at that point. Then look at the printed formula, which
-# divides the weighted reward by $l - 1$: how large can it get?
+# Write `gates_of`: 1 at the first position, then the share of the tokens before it that match, for the best target at that point. Then look at the gate as it is printed, $R_{i,l-1} / (l - 1)$ with
+# the weighted reward of exercise 2: how large can it get?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch03-gate", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2562,18 +2606,23 @@ def properties_of_gates(of):
         "three positions",
         lambda: np.allclose(of([1, 7, 3], [[1, 2, 3]]), [1, 1, 0.5]),
     )
+    moved = [1, 0, 0, 1 / 3, 1 / 2]
+    yield "codes of other places", lambda: np.allclose(of([2, 1, 3, 4, 5], one), moved)
+    late = [[9, 2, 3, 9, 9], [1, 9, 9, 9, 9]]
+    best = [1, 1, 1 / 2, 2 / 3, 1 / 2]
+    yield "only what came before", lambda: np.allclose(of([1, 2, 3, 4, 5], late), best)
     ### END HIDDEN TESTS
 
 
 assert check("ch03-gate", gates_of)
 
 # %% [markdown]
-# After one right coarse code the printed gate is 2: a factor that was meant to damp would double.
+# Of a rollout that is right everywhere the printed gates are 2, 2, 2 and 7/4 from the second position on: a factor that was meant to damp doubles.
 #
-# ### Exercise 4: predict, then break it
+# ### Exercise 4: predict, then leak
 #
 # In the paper's training data the large model has seen the product that was clicked, so that its words survive among the keywords. Write `named_in`: the share of rows in which some keyword stands in the
-# product's title, as whole words in their order. Then predict: how much higher is it with leaking keywords than with honest ones? What could a teacher learn to do with
+# product's title, as whole words, next to each other and in their order (all is lower case). With keywords that leak it is 1 by construction. Then predict: what is it with honest ones? What could a teacher learn to do with
 # keywords that always name the product, and what would become of that when nobody has clicked yet?
 
 
@@ -2602,6 +2651,17 @@ def properties_of_leaks(share):
     yield "a word inside a word", lambda: share([["red"]], ["shredded wheat"]) == 0
     yield "two words in order", lambda: share([["power bank"]], ["new power bank"]) == 1
     yield "two words apart", lambda: share([["power bank"]], ["bank of power"]) == 0
+    yield "others between", lambda: share([["power bank"]], ["power and bank"]) == 0
+    yield "three words", lambda: share([["a b c"]], ["x a b c"]) == 1
+    yield (
+        "its own title",
+        lambda: share([["red"], ["blue"]], ["blue lamp", "red lamp"]) == 0,
+    )
+    yield "any keyword", lambda: share([["a", "red", "b"]], ["red lamp"]) == 1
+    yield "the last keyword", lambda: share([["blue", "red"]], ["red lamp"]) == 1
+    yield "a word that goes on", lambda: share([["red"]], ["redwood table"]) == 0
+    yield "a word that began before", lambda: share([["red"]], ["bred lamp"]) == 0
+    yield "a dot is a dot", lambda: share([["c.p"]], ["cup"]) == 0
     yield "no keyword", lambda: share([[], ["cup"]], ["cup", "cup"]) == 0.5
     yield (
         "at either end",
@@ -2613,21 +2673,20 @@ def properties_of_leaks(share):
 assert check("ch03-leak", named_in)
 
 # %% tags=["page-only", "hide-input"]
-titles = [shop.texts[item] for item in complex_rows[:500]]
+described_as = [shop.texts[item] for item in complex_rows[:500]]
 honest = shop.thoughts(complex_queries[:500])
-leaky = [found + title.split()[:2] for found, title in zip(honest, titles, strict=True)]
-print(f"honest {named_in(honest, titles):.0%}, leaking {named_in(leaky, titles):.0%}")
+print(f"honest: {named_in(honest, described_as):.0%}, in title, brand and category")
 both = ("distilled_clicks", "leaking")
 pages.arm_table("03_onesearch_v2", ("hr@10", "keywords_hr@10"), both)
 
 # %% [markdown]
-# A teacher whose keywords always name the clicked product has reason to trust them more than they deserve at the test, where nobody has clicked yet. Compare student and teacher in the two rows above, once the grid has run: the
-# second arm differs from the first in the leak alone. If its student is above its teacher there and not in the first row, then a student above its own teacher, as in the paper's table, can come from a leak.
+# A teacher whose keywords always name the clicked product has reason to trust them more than they deserve at the test, where nobody has clicked yet. Compare student and teacher in the rows `distilled_clicks` and `leaking`, which differ
+# in the leak alone. If a student is above its own teacher with the leak and not without, then a distilled student above a model that reads keywords, as the reading note has it, can come from a leak.
 #
 # ### Exercise 5: what was split
 #
 # In the online test users are split, not views. Write `user_ratio`: clicks over views of one group, and its standard error by the delta method over users,
-# $\mathrm{se} = \frac{1}{\bar y \sqrt n}\, \mathrm{sd}(x_u - r\, y_u)$ with $x_u$, $y_u$ a user's clicks and views, $r$ the ratio and the standard deviation with $n - 1$.
+# $\mathrm{se} = \frac{1}{\bar y \sqrt n}\, \mathrm{sd}(x_u - r\, y_u)$ with $x_u$, $y_u$ a user's clicks and views over all requests, $n$ the number of users, $\bar y$ the mean views of a user, $r$ the ratio and the standard deviation with $n - 1$.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch03-ratio", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2662,6 +2721,8 @@ def properties_of_ratios(of):
     yield "requests in any order", lambda: np.isclose(of(*mixed)[1], by_hand)
     alike = np.array([1, 2, 3]), np.array([2, 4, 6]), np.array([0, 1, 2])
     yield "users of one rate", lambda: np.allclose(of(*alike), (0.5, 0))
+    shy = np.array([0, 0, 1, 3]), views, user
+    yield "users who never click", lambda: np.allclose(of(*shy), (1 / 3, 2 / 9))
     draw = np.random.default_rng(0)
     heavy = np.repeat(np.arange(20), 50)
     rate = draw.random(20)[heavy]
@@ -2677,7 +2738,7 @@ assert check("ch03-ratio", user_ratio)
 # ## At scale
 #
 # `small` is a larger simulated shop and model; `full` takes KuaiSearch files and a file of thoughts that a large model wrote, has the paper's codebook (4096-1024-512 and twice 256) and beam, and BART-base's shape. The checkpoint's weights are
-# not loaded: its words are another alphabet. What a step costs, counted in forward passes of the student: cross entropy one, R-Drop one more, the adversarial step one, the teacher one without a gradient. Serving
+# not loaded: its words are another alphabet. What a step of `distilled` costs beside one of `extra`: CE(T), a second pass of the student, one of the teacher without a gradient, and five decoder steps that write its identifier. R-Drop adds a pass, the adversarial step two. Serving
 # costs what it cost before. On several devices each takes rows of its own in every step, so that a batch is the sum over devices. Real files have no `wrong` and no `errorless` thoughts; those arms stop with a message.
 
 # %% tags=["page-only", "hide-input"]

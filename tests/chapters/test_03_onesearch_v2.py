@@ -1249,7 +1249,7 @@ def test_a_share_of_valid_identifiers(page, model):
 def test_requests_are_labelled_by_kind_and_by_what_the_log_holds(page):
     asked = page.complex_requests()
     kinds = sum(asked.labels[f"kind: {kind}"].astype(int) for kind in needs.KINDS)
-    heard = sum(asked.labels[f"clicks: {n}"].astype(int) for n in ("0", "1-2", "3+"))
+    heard = sum(asked.labels[f"log clicks: {n}"].astype(int) for n in ("0", "1-2", "3+"))
     assert (kinds == 1).all()
     assert (heard == 1).all()
     assert 0 < (asked.clicked.lengths > 0).mean() < 1  # nobody was chosen for having clicked
@@ -1258,7 +1258,7 @@ def test_requests_are_labelled_by_kind_and_by_what_the_log_holds(page):
         parts = sum(asked.labels[f"{name}: {word}"].astype(int) for word in words_of)
         assert (parts == 1).all()
     assert (asked.labels["unseen"] <= asked.labels["query: tail"]).all()
-    assert (asked.labels["unseen"] <= asked.labels["clicks: 0"]).all()
+    assert (asked.labels["unseen"] <= asked.labels["log clicks: 0"]).all()
     known = set(page.shop.traffic)
     for query, new in zip(asked.queries, asked.labels["unseen"], strict=True):
         assert not (new and query in known)
