@@ -14,11 +14,11 @@
 # %% [markdown]
 # # CSMCIR: this picture, but
 #
-# You have a picture of nearly what you want: this chair, but in green; this dress, but longer. Neither the picture nor the words find it alone. Search that takes
-# both is called {term}`composed image retrieval`. Its queries are a picture *and* a text, what it looks for is a picture, and a model has to bring two things of
-# different make together. CSMCIR {cite:p}`csmcir` makes them alike first: a large model writes a caption for every picture of the gallery, so that both sides are a picture
+# You have a picture of nearly what you want: this chair, but in green. Neither the picture nor the words find it alone. Search that takes
+# both is called {term}`composed image retrieval`: a query is a picture *and* a text, its answer is a picture. CSMCIR {cite:p}`csmcir` makes the
+# two sides alike: a large model writes a caption for every picture of the gallery, so that both sides are a picture
 # with a text, and one and the same {term}`tower` encodes both. A {term}`memory bank` of earlier pictures adds wrong answers to learn from. This chapter builds the three parts,
-# and asks what each of them is worth, and whether a plain word match on the captions would have done as well.
+# and asks what each is worth, and whether a plain word match on the captions would have done as well.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import HTML, Markdown
@@ -70,8 +70,8 @@ BLIP2 = "Salesforce/blip2-itm-vit-g"
 # %% [markdown]
 # ## One picture, one change, one answer
 #
-# The gallery of this chapter is made of real icons {cite:p}`fugue`; `minisearch data get fugue-icons` installs them, and the cell below needs them. Many things among them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
-# mark. We draw each in three tints. A query is one of these icons and a change in words; the answer is the one icon that differs in that and in nothing else.
+# The gallery of this chapter is made of real icons {cite:p}`fugue`, which `minisearch data get fugue-icons` installs. Many things among them come plain and with five badges: a plus, a minus, a pencil, an arrow, an exclamation
+# mark. We draw each in three tints; the eighteen icons of one thing are a *family*. A query is one of these icons and a change in words; the answer is the one icon that differs in that and in nothing else.
 
 # %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Three queries. Left: the reference picture. Then the answer, and four near misses that stand in the same gallery: the same thing in another tint or with another badge, and another thing with the right tint and badge.", "name": "fig-06-queries"}, "image": {"alt": "Three rows of six small icons; in each the first is the reference, the second the answer, and the other four differ from the answer in one respect."}}
 
@@ -91,12 +91,12 @@ for number, triplet in enumerate(asked, 1):
     print(f"{number}  {triplet.text}")
 
 # %% [markdown]
-# The text does not say which thing; the picture does not say what to change. And what makes the task hard is on the right of the figure: among the two thousand icons of the toy's test, the seventeen
-# siblings of a picture show the same thing, and one of them is the answer. A model that ignores the words finds the family; one that ignores the picture finds 180 icons with a plus.
+# The near misses make the task hard: among the two thousand icons of the toy's test stand seventeen
+# siblings of each reference, and one of them is the answer. A model that ignores the words finds the family; one that ignores the picture finds 180 icons with a plus.
 #
 # ## What the paper claims
 #
-# The paper observes that existing models give the two sides different inputs and different encoders, and that a picture of their vectors shows three separate clouds before training has begun. Its method is said to be better than earlier ones on four benchmarks, and to train more efficiently. The figures that we have seen:
+# The paper observes that existing models give the two sides different inputs and different encoders, and that a drawing of their vectors shows three separate clouds before training has begun. Its method is said to be better than earlier ones on four benchmarks, and to train more efficiently. The figures that we have seen:
 #
 # | FashionIQ, original gallery, {term}`recall@K` in percent | R@10 | R@50 | mean of both |
 # |---|---|---|---|
@@ -106,19 +106,19 @@ for number, triplet in enumerate(asked, 1):
 # :class: note
 # Of the paper only the abstract was available to us. What others wrote about the authors' program tells that captions come from a Qwen model as JSON with a field `Final_Caption`, that
 # a query becomes one vector of 256 values, and a gallery picture several; the line of the table comes from such a source too. **Not known to us**: the prompt, how the gallery's vectors are made and compared, the loss, every rule of the memory bank, learning rates, the baselines, all other numbers, and which three groups the clouds are.
-# Where we had to choose, we took what SPRC {cite:p}`sprc` does, on whose program the authors' builds. SPRC turns the reference and the words into a prompt, a few vectors that are read before the words; its gallery has no texts. The **bank's rules below are our own instantiation** of two words of the abstract, *entropy-based* and *temporally dynamic*. No verdict compares a toy number with the paper's.
+# Where we had to choose, we took what SPRC {cite:p}`sprc` does, on whose program the authors' builds. The **bank's rules below are our own instantiation** of two words of the abstract, *entropy-based* and *temporally dynamic*. No verdict compares a toy number with the paper's.
 # :::
 #
 # ## Symbols
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $E(I)$ | patches of picture $I$, as the frozen eye sees them | `album.patches` |
+# | $E(I)$ | patches of picture $I$ | `album.patches` |
 # | $F$, $Q$ | Q-Former, and its $K$ learnt tokens | `QFormer`, `former.tokens` |
 # | $x$ | words of a modification or of a caption | `texts`, `captions` |
 # | $H$, $H'$ | last states of the Q-Former: of a query, of a gallery picture | `states` |
 # | $W_t$, $W_v$ | its two heads, for a text and for tokens | `text_vector`, `token_vectors` |
-# | $q$ | vector of a query, of length 1 | `asked`, made by `ask` |
+# | $q$ | vector of a query, of length 1 | `asked` |
 # | $Y$; $Y_k$ | the $K$ vectors of a gallery picture; one of them, of length 1 | `vectors`, `found` |
 # | $s(q, Y)$ | their score, the best of the $K$ | `scores` |
 # | $B$ | queries in a batch | `settings.batch` |
@@ -126,14 +126,12 @@ for number, triplet in enumerate(asked, 1):
 # | $p_i(j)$, $h_i$ | softmax of query $i$'s scores in its batch; its {term}`entropy`, from 0 to 1 | `entropies` |
 # | $\rho$, $C$ | share of a batch that the bank admits; its capacity | `settings.admitted`, `settings.capacity` |
 # | $\hat Y_e$, $a_e$ | vectors of entry $e$; its age in steps | `Bank.vectors`, `step - Bank.birth` |
-# | $A_t$, $T_t$ | when an entry is dropped, how fast it fades; $A_0$, $T_0$ at the peak $\eta_0$ of the learning rate $\eta_t$ | `oldest`, `fade` |
-# | $w_e$ | weight of an entry, $\exp(-a_e/T_t)$ | `Bank.weights` |
+# | $A_t$, $T_t$, $w_e$ | when an entry is dropped, how fast it fades, its weight; $A_0$, $T_0$ at the learning rate's peak | `oldest`, `fade`, `Bank.weights` |
 # | $R$, $o(i)$ | queries whose own target is in the bank; its newest entry | `there`, `newest` |
 #
 # ## Parameters
 #
-# In the settings below, the four values of a `dial` are those of the profiles smoke, toy, small and full, and `source` says
-# where they come from.
+# The four values of a `dial` are those of the profiles smoke, toy, small and full; `source` says where they come from.
 
 # %% tags=["parameters"]
 profile: str = "toy"  # smoke | toy | small | full
@@ -214,8 +212,8 @@ record = Recorder.from_environment()
 # A *triplet* is a reference, a text and a target. Four kinds of change are asked for, a quarter of the queries each: a badge on a plain icon; another badge; another tint; tint and badge at once. The words vary:
 # *add a plus*, *now with a green cross*, *not the minus but an arrow*. Families of test queries are in no training triplet, and 1,000 icons of no family stand in the gallery as well.
 #
-# `open_sets` reads FashionIQ {cite:p}`fashioniq` (clothes) and CIRR {cite:p}`cirr` (scenes of daily life) in their own formats too. FashionIQ has a trap. It is evaluated on the whole list of a split with the
-# reference left among the candidates, as CSMCIR does (`protocol=original`), or on the pictures that occur in some query, without the reference (`protocol=pairs`); the two give very different numbers. CIRR removes the reference, and has a second measure that ranks the five other pictures of a small subset.
+# `open_sets` reads FashionIQ {cite:p}`fashioniq` (clothes) and CIRR {cite:p}`cirr` (scenes of daily life) too. FashionIQ has a trap. It is evaluated on the whole list of a split with the
+# reference left among the candidates, as CSMCIR does (`protocol=original`), or on the pictures that occur in some query, without the reference (`protocol=pairs`); numbers of the two cannot be compared. CIRR removes the reference, and also ranks the five other pictures of a small subset.
 
 
 # %%
@@ -270,11 +268,11 @@ for triplet in sets["test"].triplets[:: max(1, len(sets["test"].triplets) // 4)]
 # %% [markdown]
 # ## Step 2: captions that say what matters
 #
-# A caption is written once for every picture, by a model that sees that picture and nothing else: not the query, not the reference. The paper prompts for it in several steps of thought; we do not know its prompt, and this is how we read its idea:
+# A caption is written once for every picture, by a model that sees that picture alone and knows no query. The paper prompts for it in several steps of thought. We read its idea so:
 # first the whole, then the parts, then what would tell this picture from its neighbours *in the words of somebody who asks for a change*, and last a caption of at most thirty words.
 #
 # At this scale a rule stands in for the large model. It errs: a tint or a badge is wrong in one of ten statements (`noise`), and three of ten things are not recognised. It is kind in one respect: captions and changes
-# draw on the same few phrases for a badge. It has three levels: `generic` says nothing, `flat` tint and thing, `chain` the badge as well. Only `Final_Caption` is read by any model; the other fields show what steps of thought would write, and whether such steps help is not tested here.
+# draw on the same few phrases for a badge. It has three levels: `generic` says nothing, `flat` tint and thing, `chain` the badge as well. Models read `Final_Caption` alone; whether steps of thought help is not tested here.
 
 # %%
 LEVELS = ("generic", "flat", "chain")
@@ -354,12 +352,11 @@ if shown:
             for name, found in sets.items()}  # fmt: skip
 
 # %% [markdown]
-# `with_captions` insists on a caption for every picture of the gallery, since searching needs them all: captions are part of the cost of an index, not of training alone. A caption depends on no
-# query, which is no argument of `caption`, though it is written in the phrases of those who ask.
+# Every picture needs its caption before it can be found: captions are part of the cost of an index, not of training alone.
 #
-# Nobody should believe a caption without a look: how often is it right? And how far does one get by *reading alone*? That asks a {term}`refuter`, the arm `bm25`: caption the reference too, add the words of the change, and let {term}`BM25` find the caption that shares most of them. No picture is compared with any. If that does
-# as well as the towers do in the results, they are not needed here. BM25 cannot learn that *not the minus but an arrow* asks for no minus; a second refuter, the arm `words`, can: it is the chapter's own tower, trained as long as the others, that reads
-# these captions and changes and sees no picture on either side.
+# How often is a caption right? And how far does one get by *reading alone*? That asks a {term}`refuter`, the arm `bm25`: caption the reference too, add the words of the change, and let {term}`BM25` find the caption that shares most of them. If that does
+# as well as the towers, they are not needed here. BM25 cannot learn that *not the minus but an arrow* asks for no minus. A second refuter, the arm `words`, can: the chapter's own tower, trained as long as the others,
+# reads these captions and changes and sees no picture on either side.
 
 
 # %%
@@ -393,10 +390,9 @@ if shown:
 # %% [markdown]
 # ## Step 3: a frozen eye
 #
-# BLIP-2 {cite:p}`blip2` couples a frozen picture encoder with a Q-Former (step 4). As there, our encoder is frozen, and its {term}`patches <patch>` $E(I)$ are all that the towers see. Ours is the small ResNet of [chapter 5](05_tiger_fg.py), shown icons at twice their size: sixteen patches, each 4 x 4 pixels of the icon. It was trained on other icons, without a label.
-# Since it never changes, every picture passes through it once.
+# BLIP-2 {cite:p}`blip2` couples a frozen picture encoder with a Q-Former (step 4). Ours is frozen too, so that every picture passes through it once; its {term}`patches <patch>` $E(I)$ are all that the towers see. It is the small ResNet of [chapter 5](05_tiger_fg.py), shown icons at twice their size: sixteen patches, each 4 x 4 pixels of the icon. It was trained on other icons, without a label.
 #
-# Texts become ids. Names of tested things are words that training never saw; an id of their own would have a vector that nobody trained. So every word that is seldom (it occurs less than once in 200 texts), and with it nearly every name, is read by its letter triples, which share 256 ids, in training as in testing.
+# Texts become ids. Names of tested things are words that training never saw; a vector of their own would stay untrained. So every word that occurs less than once in 200 texts, and with it nearly every name, is read by its letter triples, which share 256 ids, in training as in testing.
 
 
 # %%
@@ -546,7 +542,7 @@ print(
 )
 
 # %% [markdown]
-# What the eye does not see no tower will find. A linear probe of its patches, fitted on training families, tells badge and tint of icons of other families. There are six badges, none among them, and eight tints to guess from:
+# A linear probe of the patches, fitted on training families, tells badge (one of six, with "none") and tint (one of eight) of icons of other families:
 
 
 # %%
@@ -580,16 +576,16 @@ if shown:
 # %% [markdown]
 # ## Step 4: one tower for both sides
 #
-# A {term}`Q-Former` {cite:p}`blip2` is a small transformer whose input are $K$ learnt tokens $Q$ and a text. Tokens and words attend to each other in every layer; the tokens alone look at the patches of a picture, in every second layer. Without a picture a text is read alone, without the learnt tokens, or behind the vectors of a prompt. CSMCIR passes both sides through
+# A {term}`Q-Former` {cite:p}`blip2` is a small transformer whose input are $K$ learnt tokens $Q$ and a text. Tokens and words attend to each other in every layer; the tokens alone look at the patches of a picture, in every second layer. Without a picture a text is read without the learnt tokens: alone, or behind a *prompt*, a few vectors in their place. CSMCIR passes both sides through
 # *the same* one:
 #
 # $$H = F([Q; x_{\text{mod}}], E(I_{\text{ref}})), \quad q = \mathrm{norm}(W_t H_{\text{text}}), \qquad
 # H' = F([Q; x_{\text{cap}}], E(I_{\text{tgt}})), \quad Y_k = \mathrm{norm}(W_v H'_k),$$ (eq-06-towers)
 #
-# and $s(q, Y) = \max_k q^\top Y_k$. $H_{\text{text}}$ is the first position of the text, and norm makes a vector of length 1. The class is in `minisearch.models.qformer`. That a query is one vector and a gallery picture several is known; that these are the $K$ token positions, and that the best of them counts, is SPRC's way and our reading.
+# and $s(q, Y) = \max_k q^\top Y_k$. $H_{\text{text}}$ is the first position of the text, and norm makes a vector of length 1. That the vectors of a picture are the $K$ token positions, and that the best of them counts, is SPRC's way and our reading.
 #
-# The baseline is SPRC, on whose program CSMCIR's was built. In the *asymmetric* model, after SPRC, a gallery picture has no text, and a query takes two passes: the tokens fuse picture and words, and then the words are read once more, without a picture, behind the fused tokens. As in SPRC, all passes go through one Q-Former: what is
-# asymmetric is what goes in and how often, not the weights. The paper speaks of different encoders; what two sets of weights do is seen in `not_shared` and the arms below it. Plainer arms take one side of the query alone (`image`, `text`), the `sum` of both, or both through a small network (`concat`); `words` reads captions and sees no picture. These are the values of `Plan.query`; `joint` is CSMCIR's, `prompt` SPRC's.
+# In the baseline, the *asymmetric* model after SPRC, a gallery picture has no text, and a query takes two passes: the tokens fuse picture and words, and then the words are read once more, without a picture, behind the fused tokens as their prompt. As in SPRC, all passes go through one Q-Former: what is
+# asymmetric is what goes in and how often, not the weights. The paper speaks of different encoders; arms such as `not_shared` show what two sets of weights do. In `Plan.query`, `joint` is CSMCIR's way and `prompt` SPRC's.
 
 
 # %%
@@ -757,7 +753,7 @@ print(
 #
 # $$L = -\frac1B \sum_i \log \frac{e^{s(q_i, Y_i)/\tau}}{\sum_j e^{s(q_i, Y_j)/\tau}} .$$ (eq-06-loss)
 #
-# Columns that hold a query's own target once more are left out: the same icon is the answer to several queries, and a model that is told to push its own answer away learns nothing good.
+# The same icon is the answer to several queries. Columns that hold a query's own target once more are left out, or it would be pushed away as a wrong answer.
 
 
 # %%
@@ -785,24 +781,21 @@ def own_first(logits: Tensor) -> Tensor:
 # %% [markdown]
 # ## Step 6: a memory bank, by entropy and by age
 #
-# A batch of 64 holds 63 wrong answers, and most of them are of other families: easy. A *memory bank* {cite:p}`xbm` keeps vectors $\hat Y_e$ of earlier targets as further ones. Its trouble is age: the tower that made an entry has moved on. How far it has moved is {term}`staleness`. Step 7 measures it; with the loss below it was small on a development world, so that age may matter little at toy. What CSMCIR does about quality and age we know only as two words; this is our instantiation.
+# Of the 63 wrong answers in a batch of 64 most are of other families: easy. A *memory bank* {cite:p}`xbm` keeps vectors $\hat Y_e$ of earlier targets as further ones. Its trouble is age: the tower that made an entry has moved on. How far is {term}`staleness`, measured in step 7. With the loss below it was small on a {term}`development world`, so that age may matter little at toy. The paper's two words for quality and age we read so:
 #
-# *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$, repeated answers left out as above, and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from other targets of the batch. Such a target is easily taken for another, so we take it to be worth keeping; that is a heuristic. The share $\rho$ with the highest $h$ is admitted. One can read the word the other way, and keep what the model is sure of; that is an arm.
+# *Entropy-based.* After the contrast of a batch, $p_i(j) = \mathrm{softmax}_j(s(q_i, Y_j)/\tau)$, repeated answers left out as above, and $h_i = -\sum_j p_i(j) \log p_i(j) / \log B$. A high $h_i$ says that the model cannot tell target $i$ from other targets of the batch; we take such a target to be worth keeping, a heuristic. The share $\rho$ with the highest $h$ is admitted. The opposite reading, to keep what the model is sure of, is the arm `low`.
 #
-# *Temporally dynamic.* An entry of age $a$ weighs $w_e = e^{-a/T_t}$ and is dropped when $a > A_t$. As the learning rate falls the tower moves less. So $A_t = A_0\,\eta_0/\eta_t$ and $T_t = T_0\,\eta_0/\eta_t$ grow, up to four times; $\eta_t$ is the learning rate of step $t$, $\eta_0$ its peak. When the bank is full, the entries with the smallest $w_e h_e$ go. And it waits for the first hundred steps, in which the tower turns most.
+# *Temporally dynamic.* An entry weighs $w_e = e^{-a_e/T_t}$ and is dropped when its age $a_e > A_t$. As the learning rate $\eta_t$ falls from its peak $\eta_0$, the tower moves less. So $A_t = A_0\,\eta_0/\eta_t$ and $T_t = T_0\,\eta_0/\eta_t$ grow, up to four times. When the bank is full, the entries with the smallest $w_e h_e$ go. And it waits for the first hundred steps, in which the tower turns most.
 #
-# *Like with like.* How do entries enter the loss? The nearest reading puts them into the sum below {eq}`eq-06-loss`, beside the targets of the batch. On a {term}`development world` recall fell to less than half with it. Entries that we passed through the tower anew at every step, so that none was stale, did nearly as much harm. The card has the figures; the arm `one_sum` keeps this reading.
+# *Like with like.* How do entries enter the loss? The nearest reading puts them into the sum below {eq}`eq-06-loss`, beside the targets of the batch. With it recall at 1 fell to less than half on a development world. Entries that we passed through the tower anew at every step, so that none was stale, did nearly as much harm. The card has the figures; the arm `one_sum` keeps this reading.
 #
-# We see two reasons. A fresh right answer stands against stale wrong ones, and these can be told apart by age alone: if queries and new targets move together, away from where the bank was made, every entry scores lower, and nothing about pictures is learnt. And no gradient reaches an entry: it teaches the query's side alone, and the softmax gives it the share of the batch's wrong answers, which teach both sides.
-# No gradient reaches the entries of the contrast below either, but it takes nothing from the batch's own.
+# We see two possible reasons. A fresh right answer stands against stale wrong ones: if queries and new targets move together, away from the bank, every entry scores lower, and nothing about pictures is learnt. And no gradient reaches an entry: it teaches the query's side alone, at the cost of the batch's wrong answers, which teach both sides.
 #
 # So here the bank has a contrast of its own, as in {cite:t}`xbm`. Let $R$ be the queries of the batch whose own target is in the bank, and $o(i)$ its newest entry:
 #
 # $$L_{\text{bank}} = -\frac1B \sum_{i \in R} \log \frac{e^{s(q_i, \hat Y_{o(i)})/\tau}}{e^{s(q_i, \hat Y_{o(i)})/\tau} + \sum_{e} w_e\, e^{s(q_i, \hat Y_e)/\tau}},$$ (eq-06-bank)
 #
-# the sum over entries of other pictures. Right and wrong are stale alike, a common move changes nothing, and the contrast of the batch stays what it was. At toy the bank holds 512 entries of some two thousand pictures, and about a quarter of the queries find their target in it. The others add 0 to a sum that is divided by $B$, so $L_{\text{bank}}$ weighs about a quarter of what $L$ does.
-#
-# Below, `beside` makes the logits of wrong entries, the place where $w_e$ enters, and `recalled` the loss.
+# the sum over entries of other pictures. Right and wrong are stale alike, a common move changes nothing, and the contrast of the batch stays what it was. At toy the bank holds 512 entries of some two thousand pictures, and about a quarter of the queries find their target in it. The others add 0, so that $L_{\text{bank}}$ weighs about a quarter of what $L$ does.
 
 
 # %%
@@ -846,7 +839,7 @@ def recalled(
 
 
 # %% [markdown]
-# By hand, at $\tau = 1$: entry 7 is the own target and scores 1. Entry 8 scores 1 and weighs one half, entry 9 scores 0 and weighs one quarter. The own entry's weight does not count.
+# By hand, at $\tau = 1$: picture 7 is the own target and scores 1. Picture 8 scores 1 and weighs one half, 9 scores 0 and weighs one quarter.
 
 # %% tags=["page-only"]
 one, stored = torch.tensor([[1.0, 0.0]]), torch.eye(2)[[0, 0, 1]][:, None]
@@ -966,7 +959,7 @@ def worth(bank: Bank, step: int, fade: float) -> Tensor:
 
 
 # %% [markdown]
-# A bank of three places; half of each batch of four is admitted. At step 2 it is full, and pictures 21 and 23 come. By weight times entropy, 13 (.45) and the new 23 (.50) go. Picture 1, the oldest, stays with .74, as its entropy is .9.
+# A bank of three places; half of each batch of four is admitted. At step 2 pictures 21 and 23 come. By weight times entropy, 13 (.45) and the new 23 (.50) go; picture 1, the oldest, stays with .74.
 
 # %% tags=["page-only"]
 told = torch.tensor([[9.0, 0, 0], [0, 0, 0], [3.0, 2.9, -9]])
@@ -984,11 +977,11 @@ print("after step 3, nothing older than 1:", toy_bank.pictures.tolist())
 # %% [markdown]
 # ## Step 7: training, and looking while it trains
 #
-# First come the contrasts of the batch and of the bank, then admission, so that a batch never meets itself in the bank. The whole losses are
+# A batch is admitted after its contrasts, so that it never meets itself in the bank. The whole losses are
 #
 # $$L_{\text{csmcir}} = L + L_{\text{bank}}, \qquad L_{\text{asym}} = L + \lambda_r L_r + \lambda_a L_a .$$ (eq-06-whole)
 #
-# $L_r$ and $L_a$ are SPRC's. $L_r$ is {eq}`eq-06-loss` with queries that are the words read behind *learnt* prompt vectors: they have to find the target too. $L_a$ pulls the fused tokens towards these prompts: it is the mean squared difference of the mean fused token and the mean prompt. $\lambda_r$ and $\lambda_a$ are `settings.relative` and `settings.align`.
+# $L_r$ and $L_a$ are SPRC's. $L_r$ is {eq}`eq-06-loss` with queries that are the words read behind *learnt* prompt vectors: they have to find the target too. $L_a$, the mean squared difference of the mean fused token and the mean prompt, pulls the former towards the latter. $\lambda_r$ and $\lambda_a$ are `settings.relative` and `settings.align`.
 
 
 # %%
@@ -1095,7 +1088,7 @@ def further(
 
 
 # %% [markdown]
-# A curve needs a measure that is cheap and has nothing to do with the test: R@10 of development queries, whose families are neither trained nor tested. Beside it stands how *stale* the bank is: $1 - \cos$ between an entry and the same picture passed through the tower as it is now.
+# The learning curve is R@10 of development queries, whose families are neither trained nor tested. Beside it stands how *stale* the bank is: $1 - \cos$ between an entry and the same picture passed through the tower as it is now.
 
 
 # %%
@@ -1172,7 +1165,7 @@ def trained(name: str) -> Composed:
 # %% [markdown]
 # ## Train and watch
 #
-# Before the library trains anything, the whole loop in ten lines, on sixteen triplets again and again, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing ever tells one token from another: they see the same, learn the same, and $K$ vectors are one. Guessing costs $\ln 16$; compare both losses with it. They do not tell what went wrong; the cosine of different tokens of a picture does.
+# First the whole loop in ten lines, on sixteen triplets again and again, and a failure that we keep. The class in transformers starts the learnt tokens at zero, as it expects them to be loaded. From there nothing tells one token from another: they see the same, learn the same, and $K$ vectors are one. Guessing costs $\ln 16$; compare both losses with it. They do not tell what went wrong; the cosine of different tokens of a picture does.
 
 # %% tags=["page-only"]
 for start in ("as here", "at zero"):
@@ -1201,17 +1194,17 @@ for start in ("as here", "at zero"):
 # | `csmcir` | the whole method |
 # | `asymmetric` | after SPRC: gallery without texts, two passes for a query, its three losses, no bank |
 # | `asymmetric_plain` | the same with the contrast alone |
-# | `asymmetric_captions` | `asymmetric` with captions in the gallery, and its three losses |
+# | `asymmetric_captions` | `asymmetric` with captions in the gallery |
 # | `image`, `text`, `sum`, `concat` | one side of the query alone; the sum of both; both through a small network. Gallery without captions |
 # | `no_bank`, `no_captions`, `not_shared` | one of the three parts is missing |
-# | `only_captions`, `only_shared`, `only_bank`, `none` | two, or all three, are missing. `only_shared` is the symmetric tower without captions |
-# | `words` | a tower that reads captions on both sides, the reference's before the change, and sees no picture |
+# | `only_captions`, `only_shared`, `only_bank`, `none` | two, or all three, are missing |
+# | `words` | captions alone on both sides, the reference's before the change, step 2 |
 # | `flat`, `generic`, `wrong` | captions of lower quality; those of other pictures |
-# | `fifo`, `ageing`, `random`, `low`, `no_ageing` | other rules of the bank, see the table of results |
+# | `fifo`, `ageing`, `random`, `low`, `no_ageing` | other rules of the bank |
 # | `one_sum` | `csmcir` with the bank's entries in the sum of the batch, step 6 |
 # | `bm25` | the same words without training, step 2 |
 #
-# All see the same batches in the same order, for the same number of steps. What a step of the two arms of this page costs is printed with their results. Two towers that are not shared keep one table of words, and are narrowed until both together have the weights of one. This page trains `asymmetric` and `csmcir`; the others come from the grid.
+# All trained arms see the same batches in the same order, for the same number of steps. Where there are two towers, they are narrowed until together they have the weights of one. This page trains `asymmetric` and `csmcir`; the others come from the grid.
 
 # %%
 PLANS = {
@@ -1277,7 +1270,7 @@ def passed(model: Composed, queries: Queries, level: str | None = None) -> Found
 
 
 # %% [markdown]
-# {term}`recall@K` is the share of queries whose target is among the first so many; one target each. `r@10` is measured with the reference removed, as CIRR does, `kept@10` with the reference kept, as FashionIQ's original protocol does. `subset@1` ranks the target and four near misses only, and there a tie is lost.
+# {term}`recall@K` is the share of queries whose target is among the first $K$. `r@10` is measured with the reference removed, `kept@10` with it kept. `subset@1` ranks the target and four near misses only, and there a tie is lost.
 
 
 # %%
@@ -1303,10 +1296,10 @@ def recalls(table: Tensor, queries: Queries) -> dict[str, np.ndarray]:
 
 
 # %% [markdown]
-# *Clouds* are drawn below, and measured, as a drawing in a plane can deceive. There are four groups of vectors: queries, their targets, the references as pictures alone, the words alone. A picture stands there with the mean of its $K$ vectors. Which three groups the paper draws we do not know. Of queries and targets we ask: how much closer is a vector to its own group than to the other
-# (`silhouette`; 1 is apart, 0 mixed, below 0 nearer to the other)? Can a linear probe tell the two sides of a pair (`probe`; 0.5: it cannot)? How far apart are their means, in units of the spread within (`gap`, the {term}`modality gap`)? `silhouette of three` has the words alone as a third group. References alone are drawn only.
+# *Clouds* of four kinds are drawn below, and measured, as a drawing can deceive: queries, their targets, the references as pictures alone, the words alone. A picture stands there with the mean of its $K$ vectors. Of queries and targets we ask: how much closer is a vector to its own group than to the other
+# (`silhouette`; 1 is apart, 0 mixed, below 0 nearer to the other)? Can a linear probe tell the two sides of a pair (`probe`; 0.5: it cannot)? How far apart are their means, in units of the spread within (`gap`, the {term}`modality gap`)? `silhouette of three` has the words alone as a third group.
 #
-# Mixed clouds are no merit by themselves: a tower that makes one vector of everything has them. They count beside recall.
+# Mixed clouds count only beside recall: a tower that makes one vector of everything has them too.
 
 
 # %%
@@ -1478,7 +1471,7 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
         record.metric(f"{name}/eye: {part}", value)
 
 # %% [markdown]
-# At the left, a line that rises early and flattens is healthy. At the right, each line is one look at the whole bank. If age is what makes entries stale, a line rises; if the falling learning rate slows the tower, later lines are lower. Mind the scale of the axis. Lines of different looks must not be averaged: old entries are seen late, when the tower hardly moves.
+# At the left, a line that rises early and flattens is healthy. At the right, a line rises if age is what makes entries stale, and later lines are lower if the falling learning rate slows the tower. Mind the scale of the axis.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Left: R@10 of development queries while the two arms of this page train, one live run each. Right: how far entries of the bank are from what the tower says of the same pictures now, against their age, at three looks during the run.", "name": "fig-06-curves"}, "image": {"alt": "Left, two rising lines of recall against optimiser step. Right, lines of staleness against the age of the entries."}}
 fig, axes = figure(height=3.0, columns=2, layout="constrained")
@@ -1516,7 +1509,7 @@ pages.score_table(
 )  # fmt: skip
 
 # %% [markdown]
-# `wrong@1` is R@1 when every picture of the gallery carries the caption of another, `centred@1` R@1 after both sides' means are taken away; neither was trained for. The cost:
+# `wrong@1` is R@1 when every picture of the gallery carries the caption of another, `centred@1` R@1 after both sides' means are taken away; neither was trained for. The cost, where captions from a rule cost nothing (the end of the chapter counts what a model's would):
 
 # %% tags=["page-only", "hide-input"]
 for name in MODELS:
@@ -1525,9 +1518,6 @@ for name in MODELS:
         for what in ("seconds a step", "captions written")
     )
     print(f"{name}: {1000 * seconds:.0f} ms a step, {written:,.0f} captions")
-
-# %% [markdown]
-# A query of `asymmetric` takes two passes, and its further losses a third; `csmcir` needs a caption for every picture before it is found. At this scale captions come from a rule and cost nothing; what they cost from a model is counted at the end of the chapter.
 
 # %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "The vectors of 200 test queries, their targets, the references alone and the words alone, in the plane of their two largest directions: before training (left) and after (right), in the asymmetric model (above) and in CSMCIR (below). The plane is another one in each panel; how far apart the clouds are is measured in the table, not seen here.", "name": "fig-06-clouds"}, "image": {"alt": "Four scatter plots with four groups of points each, before training at the left and after it at the right."}}
 fig, axes = figure(width=7, height=5.2, rows=2, columns=2, layout="constrained")
@@ -1647,7 +1637,7 @@ pages.arm_table(
 )  # fmt: skip
 
 # %% [markdown]
-# `steps_to` is the number of steps until a look found an R@10 of `settings.reached`; a run that never did has one look more than it trained.
+# `steps_to` counts steps until a look found a development R@10 of `settings.reached`; a run that never did counts as one look longer than it was.
 
 # %% [markdown]
 # The three parts, each there or not:
@@ -1666,7 +1656,7 @@ cube.insert(0, "parts", [CUBE[arm] for arm in cube.index])
 cube
 
 # %% [markdown]
-# What the bank's rules are worth, by the rule. Look first at what can differ. At toy `ageing` admits a whole batch a step, so that its oldest entry is a few steps old and weighs nearly 1: it is nearly `fifo`. Half a batch a step keeps entries longer; how long, and at which weights, is printed. Only `no_ageing`, which chooses by entropy alone, can hold on to very old ones. Where all weights are near 1, `csmcir` and `fifo` are much the same by construction, and a claim that they do alike is a weak one.
+# The bank's rules: look first at what they can change. At toy `ageing` admits a whole batch a step, so that its oldest entry is a few steps old and has lost little weight: it is nearly `fifo`. Half a batch a step keeps entries longer; how long, and at which weights, is printed. Only `no_ageing`, which chooses by entropy alone, can hold on to very old ones. Where all weights are near 1, ageing has little to do, and a claim that `csmcir` and `fifo` do alike is a weak one.
 
 # %% tags=["page-only", "hide-input"]
 turn = settings.capacity // settings.batch - 1
@@ -1726,7 +1716,7 @@ pages.tuning_table("06_csmcir")
 #
 # ### Exercise 1: two protocols
 #
-# Write `two_ranks`: the rank of a query's target (from 1) with the reference removed from the gallery, and with it kept. Of equal scores the lower row comes first. Say before you run it: by how much can the two ranks differ? Which of them is kinder to a model that finds the most alike picture and ignores the words?
+# Write `two_ranks`: the rank of a query's target (from 1) with the reference removed from the gallery, and with it kept. Of equal scores the lower row comes first. Say first: by how much can the two ranks differ? Which of them is kinder to a model that ignores the words?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -1783,11 +1773,11 @@ def properties_of_two_ranks(ranks):
 assert check("ch06-ranks", two_ranks)
 
 # %% [markdown]
-# The two differ by 1 where the reference stands before the target, else by 0. Who ignores the words ranks the reference high, and loses that place when it is kept. Removing it is kinder.
+# The two differ by 1 where the reference stands before the target, else by 0. Who ignores the words ranks the reference high, so removing it is kinder.
 #
 # ### Exercise 2: a silent bug
 #
-# Somebody put the bank's weights into the logits as in `weighed_with_a_bug`. It runs, and the loss is finite. What do entries of weight .5 and of weight .9 really count, at $\tau = .07$ and at $\tau = .5$? Write `weighed`: logits whose exponential is $w\,e^{s/\tau}$.
+# `weighed_with_a_bug` puts the bank's weights into the logits. It runs, and the loss is finite. What do entries of weight .5 and of weight .9 really count, at $\tau = .07$ and at $\tau = .5$? Write `weighed`: logits whose exponential is $w\,e^{s/\tau}$.
 
 
 # %% tags=["page-only"]
@@ -1845,7 +1835,7 @@ def properties_of_weights(logits):
 assert check("ch06-weights", weighed)
 
 # %% [markdown]
-# With the bug an entry counts $w^{1/\tau}$: at $\tau = .07$ one half becomes a twenty-thousandth and .9 becomes .22; at $\tau = .5$, one quarter and .81. The weight belongs outside the temperature, so that in the logits $\log w$ is added after the division, as in `beside`.
+# With the bug an entry counts $w^{1/\tau}$: at $\tau = .07$ one half becomes a twenty-thousandth and .9 becomes .22; at $\tau = .5$, one quarter and .81. $\log w$ has to be added after the division, as in `beside`.
 #
 # ### Exercise 3: how sure is a batch?
 #
@@ -1899,12 +1889,12 @@ for heat in (1.0, 2.0):
     print(f"temperature {heat:.0f}: {two[0]:.2f} and {two[1]:.2f}")
 
 # %% [markdown]
-# Equal scores give 1, one far ahead nearly 0. Every single entropy rises with the temperature, but by different amounts: the two rows above change places. So the learnt temperature has a say in what the bank admits.
+# Equal scores give 1, one far ahead nearly 0. Every entropy rises with the temperature, but by different amounts: the two rows above change places. So the learnt temperature has a say in what the bank admits.
 #
 # ### Exercise 4: can moving a cloud change a ranking?
 #
-# A gap between two clouds can be closed by moving one of them. Let each picture have one vector. All queries are moved by $a$ and all gallery vectors by $b$, and nothing is normalised again. Write `change`: what the moves add to each score, with each query's mean over the gallery taken away. It is given neither the queries nor $b$; find on paper why it needs neither.
-# So which of the two clouds would you have to move to change a ranking? Does the answer hold for this chapter's gallery, where each of $K$ tokens would be moved by its own $b_k$ and the best token counts?
+# A gap between two clouds can be closed by moving one of them. Let each picture have one vector. All queries are moved by $a$ and all gallery vectors by $b$, and nothing is normalised again. Write `change`: what the moves add to each score, with each query's mean over the gallery taken away. Find on paper why it needs neither the queries nor $b$.
+# So which cloud would you have to move to change a ranking? Does the answer hold for this chapter's gallery, where each of $K$ tokens would be moved by its own $b_k$ and the best token counts?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch06-shift", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -1956,12 +1946,12 @@ def properties_of_change(of):
 assert check("ch06-shift", change)
 
 # %% [markdown]
-# With one vector a picture and no normalising, moving the gallery does nothing to a ranking. Moving the queries adds to each picture a constant of its own: it makes some pictures popular with every query. With $K$ tokens that are moved by different $b_k$, another token may become the best, and lengths that are made 1 again change scores too. `centred@1` does both, so it has to be measured.
-# A gap in itself can be harmless or harmful, and a drawing of the clouds shows no difference between the two.
+# With one vector a picture and no normalising, moving the gallery does nothing to a ranking. Moving the queries makes some pictures popular with every query. With $K$ tokens that are moved by different $b_k$, another token may become the best, and lengths that are made 1 again change scores too. `centred@1` does both.
+# A gap can be harmless or harmful, and a drawing of the clouds does not tell which.
 #
 # ### Exercise 5: predict, then break it
 #
-# Write `fullness`: how many entries a bank holds in the long run, counted after a batch was admitted, from the rows of a batch, the share that it admits (rounded as in `chosen`), its capacity, and a constant greatest age in steps (entries of that age are still there). Predict with the toy's $A_0$: does capacity limit it, or age? Then break it: below which age is the bank never full? $A_t$ is longer than $A_0$ as the learning rate falls; so which $A_0$ keeps the bank from ever being full?
+# Write `fullness`: how many entries a bank holds in the long run, counted after a batch was admitted. Round as `chosen` does; the greatest age is constant, and entries of that age are still there. Predict with the toy's $A_0$: does capacity limit it, or age? Then break it: below which age is the bank never full? As $A_t$ grows, which $A_0$ keeps the bank from ever being full?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch06-full", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2007,12 +1997,12 @@ print(f"A_0 below {below * max(rate, 1 / settings.stretch):.0f} as the bank star
 print(f"below {below / settings.stretch:.0f} at the end")
 
 # %% [markdown]
-# At the toy's $A_0$ it is capacity. Whether the rule "drop what is older than $A_t$" does anything beside the weights is printed above the table of the bank's rules: it does nothing where the oldest entry is younger than $A_t$.
+# At the toy's $A_0$ it is capacity. The lines above the table of the bank's rules tell whether age drops any entry at the last step.
 
 # %% [markdown]
 # ## At scale
 #
-# `small` is a folder of real pictures, the Fluent emoji for example, with DINOv3's patches; `full` is FashionIQ or CIRR with BLIP-2's own Q-Former and eye, as far as it is known to us. Captions for them have to be brought: JSON files in `caption_files/`, picture to text, or to an object with `Final_Caption`; the emoji come with theirs. Two towers of BLIP-2 are not narrowed. Validation queries stand for development and test, so that the curve is of the queries of the result.
+# `small` is a folder of real pictures, the Fluent emoji for example, with DINOv3's patches; `full` is FashionIQ or CIRR with BLIP-2's own Q-Former and eye. The emoji come with captions; others have to be brought, as JSON files in `caption_files/`. Two towers of BLIP-2 are not narrowed. Validation queries serve both the curve and the result.
 # Patches of all pictures lie in memory, in each process: 11 GB for the dresses of FashionIQ at `full`.
 
 # %% tags=["page-only", "hide-input"]
@@ -2039,7 +2029,7 @@ print(f"captions of {pictures:,} pictures: {told / 1e15:,.0f} PFLOP")
 print(f"training the Q-Former, {passes:,} passes: {trained_for / 1e15:,.0f} PFLOP")
 
 # %% [markdown]
-# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture. Counted so, captions cost more than the training of the Q-Former; the frozen eye and the attention to patches are not counted, and 45,000 are the pictures of all three categories. A gallery that grows needs a caption for each new picture before it can be found. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
+# The captioner is taken to have seven billion weights and to read or write some 380 tokens a picture; 45,000 are the pictures of all three categories. Counted so, captions cost more than the training of the Q-Former; the frozen eye and the attention to patches are not counted. The index is 32 times as large as one of single vectors, if our reading of {eq}`eq-06-towers` is right.
 #
 # ```bash
 # python data_scripts/cir.py emoji DIR           # Fluent emoji: skin tones, genders, colours
@@ -2048,7 +2038,7 @@ print(f"training the Q-Former, {passes:,} passes: {trained_for / 1e15:,.0f} PFLO
 # minisearch run 06 --profile full -p data DIR -p category dress -p protocol original
 # ```
 #
-# Nobody has run `small` or `full` yet; their columns are configuration.
+# Nobody has run `small` or `full` yet.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
