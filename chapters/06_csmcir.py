@@ -1492,6 +1492,7 @@ axes[0].set(xlabel="optimiser step", ylabel="R@10, development", ylim=(0, 1))
 axes[1].set(xlabel="age (steps)", ylabel="1 - cosine")
 axes[0].legend()
 if axes[1].lines:
+    axes[1].set_ylim(0, 1.5 * axes[1].get_ylim()[1])  # room for the legend
     axes[1].legend()
 record.figure(fig, "curves", "Recall in training, and staleness of the bank.")
 
