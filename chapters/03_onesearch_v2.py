@@ -605,7 +605,7 @@ table.round(3)
 #
 # Teacher and student are the same weights. They differ in what they read: a mark, the words of the query, and (the teacher alone) keywords. The paper's
 # prompt holds the user as well, by identifiers of recent clicks and three soft tokens of a long history. Ours leaves the user out to save time: the prompt would be five times as long, and
-# this page is to run in four minutes. What the user would bring is not measured.
+# this page is to run in four minutes. What knowing the user could bring at most is printed below ("Train and watch"); what it would bring this model is not measured.
 #
 # Two details of the input are ours. Keywords are a set, so they get *no positions*, and instead one vector of their
 # own that tells them from the query. And in half of the teacher's rows the query is blank, as a model that can learn a query's rare name by heart has
@@ -1402,7 +1402,7 @@ def distilled_model() -> Retriever:
 #
 # $$\mathcal L = -\frac1{GL} \sum_{i,l} g_{i,l}\, \frac{\pi_\theta(o_i^l)}{\pi_{old}(o_i^l)} \bigl(\hat A_{i,l} + w_{item} \hat A_i^{item}\bigr) + 0.1\, \mathcal L_{CE}.$$ (eq-03-loss)
 #
-# One step is taken a batch, so that $\pi_{old}$ is $\pi_\theta$ and the ratio is 1; what matters is its gradient. For GRPO $g = 1$ and the bracket is $\hat A_i^{item}$ alone. # The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
+# One step is taken a batch, so that $\pi_{old}$ is $\pi_\theta$ and the ratio is 1; what matters is its gradient. For GRPO $g = 1$ and the bracket is $\hat A_i^{item}$ alone. The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
 #
 # * *where counting begins*: the printed $[l<3]\cdot 2 + [3 \le l < L]\cdot 1$ gives $(2,2,2,1,1)$, as in the figure, if $l$ counts from 0, and $(2,2,1,1,0)$ if it counts from 1, as in the released code.
 #   There the last token never has an advantage of its own (`tpma_released`);
@@ -2169,7 +2169,25 @@ for metric, value in told.items():
     if value is not None:
         print(f"base, {metric:15s} {value:.3f}")
 
+# %% tags=["page-only", "hide-input"]
+if shop.world:
+    truth = shop.world.truth
+    people = truth.people
+    taste = np.broadcast_to(people.taste.mean(0), people.taste.shape)
+    price = np.full_like(people.price, people.price.mean())
+    strangers = replace(truth, people=replace(people, taste=taste, price=price))
+    asking = truth.session_id[complex_set.rows]
+    for who, known in (("the need", strangers), ("need and user", truth)):
+        best = oracle_ranking(known, asking, settings.k)
+        hr = hits_of(rows_of(truth.item_id, best), complex_set.clicked)
+        brings = expected_outcomes(truth, asking, best)
+        means = f"{brings['clicks'].mean():.2f} clicks, {brings['orders'].mean():.3f} orders"
+        print(f"who knows {who:13s} can have {means},", end=" ")
+        print(f"HR@{settings.k} {mean_of(hr[f'hr@{settings.k}']):.3f}")
+
 # %% [markdown]
+# The last two lines are what a user in the prompt could bring at most: expected clicks and orders a request of the list that is best for the average user, and of the one that is best for the user who asks. Hits do not show it, as the engine that the test's clicks come from did not know users either.
+#
 # `keywords_` is the base that reads query and keywords, `blank_` the one that reads keywords alone, `ideal_` the list of one who knows the need. What lies between the first and the others is what could be learnt.
 #
 # What to look for in the curves: the cross entropy of both arms should fall slowly, and cannot fall to nothing, since most clicks on complex requests are on products that nobody wanted; the divergence should begin clearly above zero and fall.
