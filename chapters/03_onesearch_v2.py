@@ -2243,7 +2243,7 @@ for ax, name in zip(axes, ("grpo", "tpma"), strict=True):
             label = f"position {position + 1}"
             ax.plot(at[width - 1 :], smooth, label=label, color=COLORS[position])
     ax.set_title(name)
-    ax.set_xlabel("alignment step")
+    ax.set(xlabel="alignment step", ylim=(0, 1))
 axes[0].set_ylabel("share of codes matched")
 axes[1].legend(fontsize="small")
 record.figure(fig, "positions", "Matched codes by position.")
