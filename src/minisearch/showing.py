@@ -217,6 +217,7 @@ def card_box(chapter: str) -> str:
     for need in claim["preconditions"]:
         state = {True: "met", False: "not met", None: "not measured"}[need["met"]]
         rows.append(("Needs", f"{need['text']}: {state}"))
+    rows += [_rivals(claim, role) for role in ("control", "refuter")]
     rows += [("This page", _cost(row)) for row in claim["profiles"] if row["name"] == "toy"]
     if cost := claim["cost"]:
         spent = f"{cost['cells']} runs, {cost['cpu_seconds'] / 3600:.1f} CPU-hours"
@@ -226,7 +227,19 @@ def card_box(chapter: str) -> str:
         rows.append(("Last verified", verified if claim["last_verified"] else "not since it ran"))
     rows.append(("Scope", card.scope))
     link = f"[arXiv {card.paper.arxiv}](https://arxiv.org/abs/{card.paper.arxiv})"
-    return f"**{card.paper.title}**, {link}\n\n{_table(*rows)}\n"
+    return f"**{card.paper.title}**, {link}\n\n{_table(*(row for row in rows if row[1] != '-'))}\n"
+
+
+def _rivals(claim: Mapping[str, Any], role: str) -> tuple[str, str]:
+    """Whether the claim, said of a control or refuter in the method's place, holds as well."""
+    told = {"SUPPORTED": "wins", "CONTRADICTED": "does not", "INCONCLUSIVE": "undecided"}
+    found = [
+        f"{rival['arm']}: {told.get(rival['verdict'], 'not run')}"
+        + ("" if rival["effect"] is None else f" ({rival['effect']:+.4f})")
+        for rival in claim["refuters"]
+        if rival["role"] == role
+    ]
+    return f"{role.capitalize()}s in its place", "; ".join(found) or "-"
 
 
 def claims_table(chapter: str) -> str:

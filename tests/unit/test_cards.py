@@ -751,6 +751,8 @@ def test_pages_tell_effect_verdict_and_scale(gathered):
     assert "| This page | 3.5 minutes |" in box
     assert "| Last verified | not since it ran |" in box
     assert "met" in box
+    assert "| Refuters in its place | shuffled: does not (-0." in box
+    assert "Controls in its place" not in box  # the card has none
     table = showing.claims_markdown(CHAPTER)
     assert "non-inferiority (0.02)" in table
     said = "**the paper's**; .0826 against .0706 (R@10) repository README; stated by the authors |"
