@@ -1150,15 +1150,11 @@ pages.paired_table("10_sd_search", others, "sd", TESTED)
 from minisearch.claims import Card
 from minisearch.showing import to_json
 
-told_of = {c["id"]: c for c in to_json(Card.read("10_sd_search"))["claims"]}
-all_of_it, low, high = (
-    told_of["sd-over-grpo"]["effect"],
-    *(told_of["labels"]["interval"] or (np.nan, np.nan)),
-)
-if all_of_it:
-    print(
-        f"{low:+.4f} to {high:+.4f} of {all_of_it:+.4f}: at most {high / all_of_it:.0%}"
-    )
+claims = {c["id"]: c for c in to_json(Card.read("10_sd_search"))["claims"]}
+gain, interval = claims["sd-over-grpo"]["effect"], claims["labels"]["interval"]
+if gain and interval:
+    low, high = interval
+    print(f"{low:+.4f} to {high:+.4f} of {gain:+.4f}: at most {high / gain:.0%}")
 
 # %% [markdown]
 # In parts, over `grpo`: the first four steps, in which `sd` is GRPO, and the last fourteen.
