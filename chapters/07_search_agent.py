@@ -489,7 +489,7 @@ print(
 # | `grpo_blind` | as `grpo_em`, but every search, in training and test, brings passages at random |
 # | `grpo_coin` | as `grpo_em`, but the reward is a coin tossed for each text |
 #
-# The last two ought not to work: the first has nothing to search, the second nothing to learn. That
+# The last two, {term}`refuters <refuter>`, ought not to work: one has nothing to search, the other nothing to learn. That
 # training on random rewards *can* raise scores has been seen {cite:p}`spurious`. A name that ends
 # in `@knowing` is the same arm in an encyclopedia half of whose facts the model has met before.
 
