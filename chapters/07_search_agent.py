@@ -132,7 +132,8 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 #
 # The first three question sets take one hop, the last four several. The same baseline has other
 # numbers in other papers' tables: the average of Search-R1 on the 3B instruct model is .325 in
-# {term}`GiGPO`'s, .336 in AutoRefine's and .347 in {term}`MR-Search`'s (there without naming the kind of model).
+# {term}`GiGPO`'s, .336 in AutoRefine's and .347 in {term}`MR-Search`'s (there without naming the
+# kind of model).
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -289,10 +290,10 @@ print(f"differs by less than {10 ** np.ceil(np.log10(max(gap, 1e-7))):.0e}")
 #
 # The reward is 1 where the answer, in lower case and without punctuation and articles, equals a
 # right one, and 0 elsewhere: {term}`exact match`. Nothing is said about searches, thoughts or form.
-# A gentler reward gives credit for part of a name: {term}`F1`, the overlap of words. One trap sits in the
-# extraction of the answer. Search-R1 scores prompt and response together. Its prompt shows an
-# example in answer tags; so it takes the *last* pair, and asks for at least two. With that rule a
-# response scored alone loses its answer.
+# A gentler reward gives credit for part of a name: {term}`F1`, the overlap of words. One trap sits
+# in the extraction of the answer. Search-R1 scores prompt and response together. Its prompt shows
+# an example in answer tags; so it takes the *last* pair, and asks for at least two. With that rule
+# a response scored alone loses its answer.
 
 # %% tags=["page-only", "nbval-check-output"]
 gold = ["Luth Velloa"]
@@ -341,8 +342,8 @@ record.check("the package's advantages are these", same)
 # Every token that the model wrote shares the advantage of its attempt. The loss raises the
 # probability of what is better than its group and lowers that of what is worse, but lets the ratio
 # $\rho_{i,t} = \pi_\theta(y_{i,t} \mid x, y_{i,<t}) / \pi_{\text{old}}(y_{i,t} \mid x, y_{i,<t})$
-# go only so far from 1 before it stops pulling {cite:p}`ppo`, up a little farther than down, as in
-# {term}`DAPO`. Sums run over the attempts of one minibatch:
+# go only so far from 1 before it stops pulling {cite:p}`ppo`; at toy scale it may rise a little
+# farther than fall, as in {term}`DAPO`. Sums run over the attempts of one minibatch:
 #
 # $$\mathcal{L} = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
@@ -351,9 +352,9 @@ record.check("the package's advantages are these", same)
 # The mask $m$ is the release's switch. Passages are part of the text that the model conditions on,
 # but it did not choose them. Without the mask, a right answer would teach the model to *write* the
 # passages that happened to be there, and a wrong one to find them improbable. The {term}`KL`
-# divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$ with $d = \log
-# \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. The estimate is known as *k3*; as
-# in Search-R1's code, $d$ is limited to 10 nats either way. At toy scale $\beta = 0$.
+# divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$
+# with $d = \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. The estimate is known
+# as *k3*; as in Search-R1's code, $d$ is limited to 10 nats either way. At toy scale $\beta = 0$.
 
 
 # %%
@@ -489,9 +490,10 @@ print(
 # | `grpo_blind` | as `grpo_em`, but every search, in training and test, brings passages at random |
 # | `grpo_coin` | as `grpo_em`, but the reward is a coin tossed for each text |
 #
-# The last two, {term}`refuters <refuter>`, ought not to work: one has nothing to search, the other nothing to learn. That
-# training on random rewards *can* raise scores has been seen {cite:p}`spurious`. A name that ends
-# in `@knowing` is the same arm in an encyclopedia half of whose facts the model has met before.
+# The last two, {term}`refuters <refuter>`, ought not to work: one has nothing to search, the other
+# nothing to learn. That training on random rewards *can* raise scores has been seen
+# {cite:p}`spurious`. A name that ends in `@knowing` is the same arm in an encyclopedia half of
+# whose facts the model has met before.
 
 
 # %%
@@ -659,9 +661,9 @@ for name in results:
 # * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the
 #   policy asks again for what it did not find; a slide towards 0 or 1 means that it has learnt to
 #   guess.
-# * *Entropy*, in {term}`nats <nat>` a written token, may rise while the policy tries new queries, and falls as it
-#   makes up its mind. A steep late rise is a bad sign: the policy is coming apart. So is 0, where
-#   every attempt is the same, all groups are dead and learning is over.
+# * *Entropy*, in {term}`nats <nat>` a written token, may rise while the policy tries new queries,
+#   and falls as it makes up its mind. A steep late rise is a bad sign: the policy is coming apart.
+#   So is 0, where every attempt is the same, all groups are dead and learning is over.
 # * *Dead groups* are always wrong where questions are too hard, and always right where there is
 #   nothing left to learn. Attempts in them were made in vain. Their share goes up and down with the
 #   questions of a step.
@@ -720,9 +722,9 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
 
 # %% [markdown]
-# Right answers and dead groups show the failure once it is too late, and entropy may never leave its
-# band. What could have warned us earlier? Four numbers that cost nothing. The first
-# three have logarithmic axes.
+# Right answers and dead groups show the failure once it is too late, and entropy may never leave
+# its band. What could have warned us earlier? Four numbers that cost nothing. The first three have
+# logarithmic axes.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Which of the four tell the runs apart from the first step on? Where all groups of a step are dead, the first three are 0, drawn at the bottom.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts, gradient norm, divergence from the sampler, clipped share and well-formed share, each with a solid line and a dashed one. The table below has their quarters."}}
 WARNINGS = {
@@ -1110,9 +1112,9 @@ for (arm, home), metric in itertools.product(
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# More than half of the variance of `grpo_em` in `em_greedy` comes from a single run, as the deviation
-# without the run that lies farthest off shows. The formula leaves out the noise of the questions, and its
-# 1.96 + 0.84 is that of many runs: for five it is too small.
+# More than half of the variance of `grpo_em` in `em_greedy` comes from a single run, as the
+# deviation without the run that lies farthest off shows. The formula leaves out the noise of the
+# questions, and its 1.96 + 0.84 is that of many runs: for five it is too small.
 
 # %% [markdown]
 # ### An encyclopedia half known
