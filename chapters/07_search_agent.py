@@ -744,8 +744,8 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     for panel, (name, *_) in (HEALTHY | WARNINGS).items():
         for run, history in RUNS.items():
             values = history.column(name)[1]
-            parts = [f"{part.mean():.2g}" for part in np.array_split(values, 4)]
-            row = {f"quarter {n}": part for n, part in enumerate(parts, 1)}
+            parts = enumerate(np.array_split(values, 4), 1)
+            row = {f"quarter {n}": f"{x.mean():.2g}" for n, x in parts if len(x)}
             quarters[panel, run] = {"first step": f"{values[0]:.2g}"} | row
     display(pd.DataFrame(quarters).T)
 
