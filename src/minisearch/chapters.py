@@ -54,32 +54,15 @@ def find(name: str) -> Path:
     """A chapter's file by number ("01"), name ("kuaisearch"), or both ("01_kuaisearch", a path).
 
     Raises:
-        InputError: where there is no such chapter, or it is planned only.
+        InputError: where there is no such chapter.
     """
     stem = Path(name).stem if name.endswith(".py") else name
     paths = chapter_paths()
     for path in paths:
-        if stem in _names(path.stem):
+        number, _, rest = path.stem.partition("_")
+        if stem in (path.stem, rest, number, str(int(number))):
             return path
-    for planned in _planned():
-        if stem in _names(planned):
-            remedy = "see the plan on the book's first page."
-            raise InputError("chapter", f"{planned}, which is planned", "a written one", remedy)
     raise one_of("chapter", name, [path.stem for path in paths])
-
-
-def _names(stem: str) -> tuple[str, ...]:
-    """What a chapter may be called: 07_search_agent, search_agent, 07 and 7."""
-    number, _, rest = stem.partition("_")
-    return stem, rest, number, str(int(number))
-
-
-def _planned() -> list[str]:
-    """The chapters of the book's plan, written or not."""
-    path = project_root() / "book" / "plan.yaml"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = (re.fullmatch(r"\s*- file: (\d\d_\w+)", line) for line in lines)
-    return [match[1] for match in found if match]
 
 
 def source_hash(path: Path) -> str:

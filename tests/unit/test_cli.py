@@ -255,15 +255,6 @@ def test_the_program_tells_its_version(capsys):
     assert capsys.readouterr().out == f"minisearch {version('minisearch')}\n"
 
 
-@pytest.mark.parametrize("name", ["3", "03_later", "later"])
-def test_a_chapter_that_is_planned_only_is_said_to_be(project, capsys, name):
-    (project / "book").mkdir()
-    plan = "- part: One\n  chapters:\n    - file: 03_later\n      title: Later\n"
-    (project / "book" / "plan.yaml").write_text(plan)
-    assert call("run", name) == 2
-    assert "03_later, which is planned" in capsys.readouterr().err
-
-
 def test_doctor_looks_at_this_machine():
     found = {finding.name: finding for finding in doctor.examine()}
     for name in ("Python", "packages", "build folder", "disk", "processor", "memory"):
