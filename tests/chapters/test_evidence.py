@@ -19,6 +19,12 @@ ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "cards").glob("*.yaml"))
 # Arms, of no claim, that were registered and have not run yet; their rows are empty on the page.
 STILL_TO_RUN: dict[str, tuple[str, ...]] = {
+    "03_onesearch_v2": (
+        "hard", "plain", "distilled_blank", "distilled_clicks", "distilled_alone", "distilled_ema",
+        "distilled_rdrop", "distilled_fgm", "distilled_focal", "leaking", "errorless", "grpo_no_rel",
+        "grpo_ctr", "tpma_released", "tpma_printed", "tpma_strict", "tpma_no_item", "dpo",
+        "dpo_then_tpma",
+    ),
     "09_search_e1": (
         "grpo_updates", "masked", "no_privilege", "stranger", "longest", "reverse", "uncapped",
         "no_answers", "one_round", "four_rounds", "ends_with_grpo", "new_questions", "unlabelled",

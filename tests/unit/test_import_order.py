@@ -21,6 +21,7 @@ ORDER = [
     "data.qa", "data.factbook", "data.images", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.dictionary", "worlds.shop_statistics", "worlds.market",
+    "worlds.needs", "worlds.online",
     "worlds.wiki_relations", "worlds.wiki", "worlds.icon_drawing", "worlds.icons",
     "worlds.icon_sets",
     "index", "retriever", "identifiers", "objectives", "lit",
