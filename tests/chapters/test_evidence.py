@@ -21,9 +21,9 @@ CHAPTERS = sorted(path.stem for path in (ROOT / "book" / "cards").glob("*.yaml")
 STILL_TO_RUN: dict[str, tuple[str, ...]] = {
     "03_onesearch_v2": (
         "hard", "plain", "distilled_blank", "distilled_clicks", "distilled_alone", "distilled_ema",
-        "distilled_rdrop", "distilled_fgm", "distilled_focal", "leaking", "errorless", "grpo_no_rel",
-        "grpo_ctr", "tpma_released", "tpma_printed", "tpma_strict", "tpma_no_item", "dpo",
-        "dpo_then_tpma",
+        "distilled_rdrop", "distilled_fgm", "distilled_focal", "leaking", "errorless",
+        "grpo_no_rel", "grpo_ctr", "tpma_released", "tpma_printed", "tpma_strict", "tpma_no_item",
+        "dpo", "dpo_then_tpma",
     ),
     "09_search_e1": (
         "grpo_updates", "masked", "no_privilege", "stranger", "longest", "reverse", "uncapped",
