@@ -2390,7 +2390,7 @@ pd.DataFrame({m: {arm: np.mean(v) for arm, v in by.items()} for m, by in spent.i
 # %% [markdown]
 # ### What we take from it
 #
-# * *Distillation helps here, and the divergence is what helps.* The distilled model finds more than the baseline with as many clicked pairs, at the same cost of serving; without the divergence (`teacher_only`) it is where the baseline is. Expected clicks, orders and relevance rise, and direct requests do not pay.
+# * *Distillation helps here, and the divergence is what helps.* The distilled model finds more than the baseline with as many clicked pairs, at the same cost of serving; without the divergence (`teacher_only`) it is where the baseline is. Expected clicks, orders and relevance rise, and direct requests do not pay; the lead in rank is small, and undecided after Holm.
 # * *That a teacher is needed is not shown.* `keyword_task` is ahead of the baseline as well, and its distance to the distilled model is within what runs differ by. Twice the clicked pairs, or as much time, bring the baseline nearer; their intervals leave it behind, but among so many claims (Holm) neither is decided. What clearly helps are thoughts about requests that nobody clicked for.
 # * *Writing the keywords first is best of all,* the opposite of what the reading note says. Our thoughts make it easy: a few words of a small vocabulary, much the same for all wordings of a need, mostly written right. Free text is harder. It costs a second pass and more time.
 # * *The printed recipe does nothing that we could measure.* It takes the divergence along clicked pairs, at a tenth of the weight.
