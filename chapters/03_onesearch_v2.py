@@ -14,12 +14,12 @@
 # %% [markdown]
 # # OneSearch-V2: think before training, not before answering
 #
-# "Anything but zuora", "a surprise for danphavel fans": some people ask a shop for what they want in words that stand in no title.
-# A large language model could say what they mean, *face cream, lavender* (the names here are invented; they stand for words that only such a model knows), but it takes seconds, and a search engine has milliseconds.
+# "Anything but zuora", "a surprise for danphavel fans": some people ask a shop in words that stand in no title.
+# A large language model could say what they mean, *face cream, lavender* (the names are invented, for words that only such a model knows), but it takes seconds, and a search engine has milliseconds.
 # OneSearch-V2 {cite:p}`onesearchv2` lets the large model think beforehand. Its keywords are shown to the retriever in training,
-# and the retriever learns to answer as if it had read them. When a customer asks, no keyword is there, and none is needed. A second part
+# which learns to answer as if it had read them. When a customer asks, none are needed. A second part
 # aligns the retriever with clicks and orders, token by token, without training a reward model on preferences.
-# This chapter builds both, and asks what the student learns from a teacher that reads more, beyond what the same extra data would have taught it.
+# This chapter builds both, and asks what the student learns from its teacher beyond what the same extra data would have taught it.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import Markdown
@@ -87,9 +87,9 @@ from minisearch.worlds.stored import open_shop, open_truth
 # %% [markdown]
 # ## One request that says nothing
 #
-# The shop is simulated, as in the chapters before. Its *direct* requests name what they want. We add *complex* ones: a dozen
-# wordings for each of a set of needs. No wording has a word of the catalogue or of a direct request. Below, one wording of each kind, what a large model
-# would write about it, and a product that the customer had in mind.
+# The shop is simulated. Its *direct* requests name what they want. We add *complex* ones: a dozen
+# wordings for each of a set of needs, without a word of the catalogue or of a direct request. Below, one wording of each kind, what a large model
+# would write about it, and a product that was wanted.
 
 # %% tags=["page-only", "hide-input"]
 tiny = open_truth(ShopConfig.of("smoke", users=200), 0)
@@ -105,18 +105,14 @@ for n, kind in enumerate(KINDS):
     )
 
 # %% [markdown]
-# A log teaches what such words mean only as far as people who said them clicked on something. Most wordings are rare, the engine that made the log did not
-# understand them either, and so most clicks are on what happened to be popular. But *every* request that came in can be shown to the
-# large model, clicked or not, and all wordings of one need get about the same keywords. That is the opening that the method uses.
-#
-# Kinds differ in what is behind them. A negation forbids a value, a substitute forbids the brand of the product it starts from, a question has one sense with two
-# values. Gifts and ambiguous requests have two senses, of which one is meant; to a model they are the same but for their sayings.
+# A log teaches what such words mean only by clicks, which are few for most wordings and mostly on what happened to be popular. But *every* request can be shown to the
+# large model, clicked or not, and all wordings of one need get about the same keywords.
 #
 # ## What the paper claims
 #
-# OneSearch answers a query by writing the identifier of a product; complex queries are a third of the page views of Kuaishou's mall search, the
-# paper says, and 8 % of its conversions. Version 2 adds thoughts, self-distillation and alignment. *HR@10* (hit rate) is the share of requests with a clicked (or ordered) product
-# among the first ten, *MRR@10* the mean of one over its rank. Rows add up from top to bottom; step 4 and step 6 explain their names:
+# OneSearch answers a query by writing the identifier of a product. Complex queries are, the paper says, a third of the page views of Kuaishou's mall search
+# and 8 % of its conversions. Version 2 adds thoughts, self-distillation and alignment. *HR@10* (hit rate) is the share of requests with a clicked (or ordered) product
+# among the first ten, *MRR@10* the mean of one over its rank. Rows add up from the top; steps 4 and 6 explain their names:
 #
 # | offline | clicks HR@10 | clicks MRR@10 | orders HR@10 | orders MRR@10 |
 # |---|---|---|---|---|
@@ -128,33 +124,30 @@ for n, kind in enumerate(KINDS):
 # | + TPMA | .2498 | .0815 | .2265 | .1136 |
 # | the whole | .2568 | .0833 | .2314 | .1151 |
 #
-# From a reading note alone, and so less certain, come two more: the undistilled model *with* keywords reaches .2139 (orders HR@10), below the distilled one
-# without; writing the keywords before the identifier ruins it, .0898 (orders) and .1013 (clicks). In the online test item CTR, clicks over views of products, rose by 3.98 %, buyers by 2.07 %, most on rare queries and cold products,
-# which are those with few clicks. What the whole adds over "+ TPMA" is not said.
+# From a reading note alone, and less certain: the undistilled model *with* keywords reaches .2139 (orders HR@10), below the distilled one
+# without; writing the keywords before the identifier ruins it, .0898 (orders) and .1013 (clicks). In the online test item CTR, clicks over views of products, rose by 3.98 %, buyers by 2.07 %, most on rare queries and cold products
+# (those with few clicks). What the whole adds over "+ TPMA" is not said.
 #
 # :::{admonition} What we could and could not read
 # :class: note
-# Available to us were the abstract of both versions, the authors' project page with these tables and the method's figure, descriptions of
-# their released code, and four reading notes by others. The full text was not. The prompts of the large model, the weight of the product's
-# reward beside the position's, group size and learning rate of the alignment are not known to us. The notes contradict each other on the
-# adversarial loss; the printed formulas of TPMA contradict the figure and the code in three places (step 6). All code here is ours,
-# from the formulas. The paper's figures are context: no verdict compares a toy number with them.
+# We had the abstracts, the authors' project page (tables and a figure of the method), descriptions of
+# their released code, and four reading notes by others, not the full text. The large model's prompts, the weight of the product's
+# reward, and group size and learning rate of the alignment are unknown to us. Notes, formulas and code contradict each other in places (steps 4 and 6). All code here is ours,
+# from the formulas. No verdict compares our numbers with the paper's.
 # :::
 #
 # ## Symbols
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $x_S$, $x_T$ | what the student reads; the same with keywords | `rows.student`, `rows.teacher` |
-# | $y = (y_1, \dots, y_L)$ | identifier of a product, $L = 5$ codes | `rows.target` |
+# | $y_1, \dots, y_L$ | identifier of a product, $L = 5$ codes | `rows.target` |
 # | $z_S$, $z_T$ | logits of student and teacher | `Retriever.forward` |
-# | $\tau$, $\alpha$, $\alpha_R$ | temperature; weights of distillation and R-Drop | `settings.temperature`, `plan.alpha`, `plan.rdrop` |
-# | $r_{adv}$, $\varepsilon$ | adversarial step in the table of tokens, its length | `plan.fgm` |
-# | $o_i$ | one of $G$ sampled identifiers of a request | `rollouts[i]` |
-# | $\mathcal T$ | identifiers clicked or ordered for the request | `targets` |
-# | $R_{i,l}$, $m_{i,l}$, $g_{i,l}$ | prefix reward, marginal, gate at position $l$ | `position_terms` |
-# | $w_{item}$ | weight of the product's own reward | `plan.w_item` |
-# | $\rho$, $c_j$ | log-ratio of policy and reference; urgency of a rejected product | `preference` |
+# | $\tau$ | temperature | `settings.temperature` |
+# | $\alpha$, $\alpha_R$, $w_{item}$ | weights of distillation, of R-Drop, of the product's reward | `plan.alpha`, `plan.rdrop`, `plan.w_item` |
+# | $r_{adv}$, $\varepsilon$ | adversarial step, its length | `plan.fgm` |
+# | $o_i$, $\mathcal T$ | one of $G$ sampled identifiers; those clicked or ordered | `rollouts[i]`, `targets` |
+# | $R_{i,l}$, $m_{i,l}$, $g_{i,l}$ | prefix reward, marginal, gate | `position_terms` |
+# | $\rho$, $c_j$ | log-ratio of policy and reference; urgency | `preference` |
 #
 # ## Parameters
 #
@@ -256,13 +249,13 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: requests, clicks, and thoughts
 #
-# A *need* is one or two senses, each a category and one or two values, and for some a value that must not be. Each need has a dozen wordings around a name that
-# nobody else uses, so that words alone say nothing. The engine that made the log understood every tenth complex request and showed popular
-# products to the others. Requests of the test come later, from an engine that understands all of them, so that clicks say what was wanted. One in seven wordings occurs in the test alone.
+# A *need* is one sense or two (of gifts and ambiguous requests, of which one is meant), each a category and one or two values. Negations forbid a value besides, substitutes the brand of the product they start from. Each wording has a name that
+# no other has, so that words alone say nothing. The engine that made the log understood every tenth complex request and showed popular
+# products to the others. Requests of the test come later, from an engine that understands all of them, so that clicks say what was wanted.
 #
-# A *thought* is what stands in for the large model: category and value words of every sense, and of a negation besides two values that may be had in place of the forbidden one, with a tenth of the
-# words left out and a tenth of the rest replaced by wrong ones. For half of the words the error is the same in all wordings of a need: a model that misunderstands does so
-# again, and a dozen wordings do not average it out. Direct queries have thoughts as well: what they say. A thought is a function of the query's text. It never sees the clicked product; what happens when it does is an arm of its own.
+# A *thought* stands in for the large model's answer: category and value words of every sense, and for a negation two values to be had instead. A tenth of the
+# words is left out and a tenth of the rest is wrong. For half of the words the error is the same in all wordings of a need, so that
+# a dozen wordings do not average it out. Direct queries have thoughts as well: what they say. A thought is a function of the query's text and never sees the clicked product, except in the arm `leaking`.
 
 
 # %%
@@ -478,13 +471,12 @@ if shop.world:
 # %% [markdown]
 # ## Step 2: identifiers with keywords in them
 #
-# The identifier of a product comes from its vector. Ours are from a singular value decomposition, the best approximation of a table by few columns: of which words the catalogue and clicked direct queries have for each product (the paper
-# distils a text encoder). *Keyword enhancement* draws a vector towards its keywords,
+# The identifier of a product comes from its vector. Ours are from a singular value decomposition, the best approximation of a table by few columns: of which words the catalogue and clicked direct queries have for each product. *Keyword enhancement* draws a vector towards its keywords,
 #
 # $$e^\circ = \mathrm{normalise}\Bigl(\tfrac12 e + \tfrac12 \operatorname{mean}_j e_k^j\Bigr),$$ (eq-03-enhance)
 #
-# with $e_k^j$ the vector of the $j$-th word of the product's keywords; a product without keywords keeps $e$. Then residual k-means on three levels, the last one balanced, so that its clusters are about equally large, and an optimised product quantiser (OPQ) on what
-# is left: five codes, three coarse and two fine. A *trie* of all identifiers says which codes may follow which.
+# with $e_k^j$ the vector of the $j$-th word of the product's keywords; a product without keywords keeps $e$. Then come residual k-means on three levels, the last one balanced (clusters of about equal size), and an optimised product quantiser (OPQ) on what
+# is left: three coarse codes and two fine. A *trie* of all identifiers says which codes may follow which.
 
 
 # %%
@@ -572,8 +564,8 @@ with record.phase("identifiers"):
     )
 
 # %% [markdown]
-# The paper's quality table, redone, to see whether keywords cost the identifiers anything: *CUR*, codebook use, is the share of codes (of pairs, of triples) in use, *ICR* the share of products
-# with an identifier of their own. Triples can reach at most the number of products over that of triples. The chapter uses what the last row describes, drawn with another seed.
+# The paper's quality table, redone: do keywords cost the identifiers anything? *CUR*, codebook use, is the share of codes (of pairs, of triples) in use, *ICR* the share of products
+# with an identifier of their own. (There are more triples than products.) The chapter uses the last row, drawn with another seed.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -599,17 +591,16 @@ print("the paper's: k-means .41, balanced .68, with OPQ .92")
 table.round(3)
 
 # %% [markdown]
-# The rows to compare are k-means, balanced, and with OPQ, at each kind of vectors. Products that share an identifier are listed together, and a reward for the identifier is that of its best product.
+# Products that share an identifier are listed together, with the reward of the best one.
 #
 # ## Step 3: two prompts, one model
 #
 # Teacher and student are the same weights. They differ in what they read: a mark, the words of the query, and (the teacher alone) keywords. The paper's
-# prompt holds the user as well, by identifiers of recent clicks and three soft tokens of a long history. Ours leaves the user out to save time: the prompt would be five times as long, and
-# this page is to run in four minutes. What knowing the user could bring at most is printed below ("Train and watch"); what it would bring this model is not measured.
+# prompt holds the user as well, by recent clicks and a long history. Ours leaves the user out to save time; "Train and watch" prints what that could bring at most.
 #
-# Two details of the input are ours. Keywords are a set, so they get *no positions*, and instead one vector of their
+# Two more details are ours. Keywords are a set, so they get *no positions*, and instead one vector of their
 # own that tells them from the query. And in half of the teacher's rows the query is blank, as a model that can learn a query's rare name by heart has
-# little reason to look at the keywords. A first version without blanks, which differed in other respects too, found hardly more with keywords than without (on the card, among the regimes that were tried).
+# little reason to look at the keywords.
 
 
 # %%
@@ -750,8 +741,8 @@ record.check("the order of keywords does not matter", gap < 1e-4, f"{gap:.1e}")
 print(f"keywords change logits by up to {(informed - student).abs().max():.2f}")
 
 # %% [markdown]
-# A wording that no request of the log had has a name that is not in the vocabulary; it is spelled in pieces of three letters. Words of the log are all known whole, so that pieces would never be trained.
-# A tenth of the rows of complex requests therefore spell their name as if it were unheard. It has nothing to tell either way, but the model must have seen that a name can be of no use.
+# A name that the log never had is spelled in pieces of three letters. The log's words are all known whole, so that pieces would never be trained.
+# So a tenth of the complex rows spell their name: the model must have seen that a name can be of no use.
 
 
 # %%
@@ -794,16 +785,16 @@ def with_names_spelled(
 # %% [markdown]
 # ## Step 4: what distillation minimises
 #
-# The teacher's distribution at every position of the identifier is the target of the student's {cite:p}`hinton`:
+# At every position of the identifier the teacher's distribution is the student's target {cite:p}`hinton`:
 #
 # $$\mathcal L_{KL} = \frac{\tau^2}{L} \sum_{l=1}^{L} \mathrm{KL}\bigl(\mathrm{softmax}(z_{T,l}/\tau)\,\|\,\mathrm{softmax}(z_{S,l}/\tau)\bigr).$$ (eq-03-kl)
 #
-# Both are read along the same identifier; along which one is for step 5 to say. No gradient goes through $z_T$. Around it stand three regularisers. *R-Drop* {cite:p}`rdrop` makes two passes with different dropout, whose distributions are $P_1$ and $P_2$, agree at every position,
+# Both are read along one identifier (step 5 says which). No gradient goes through $z_T$. Three regularisers are added. *R-Drop* {cite:p}`rdrop` makes two passes with different dropout, whose distributions are $P_1$ and $P_2$, agree at every position,
 #
 # $$\mathcal L_{R} = \tfrac12\bigl[\mathrm{KL}(P_1 \| P_2) + \mathrm{KL}(P_2 \| P_1)\bigr];$$ (eq-03-rdrop)
 #
 # *FGM* {cite:p}`fgm`, the adversarial step, moves the table of tokens by a length $\varepsilon$ in the direction that makes the loss worse, $r_{adv} = \varepsilon\, g / \lVert g \rVert_2$ with the loss's gradient $g$, and adds the
-# loss there (one of the notes reads it as a divergence; we add cross entropy and divergence); and *focal* loss {cite:p}`focal`, $2\,(1-p)^3$ times the cross entropy for a right code of probability $p$, cares less about what is already known.
+# loss there (cross entropy and divergence; one note has a divergence alone). *Focal* loss {cite:p}`focal`, $2\,(1-p)^3$ times the cross entropy for a right code of probability $p$, cares less about what is already known.
 
 
 # %%
@@ -879,46 +870,42 @@ print(f"focal {likelihood(logits, wanted, focal=True):.4f}: it is known well eno
 # %% [markdown]
 # ## Step 5: on which requests?
 #
-# The base learns all tasks at once: the identifier from the query (cross entropy of the student's prompt, CE(S)), the identifier from query and keywords (CE(T)), and, under a mark of its own, the keywords from the query.
-# The paper has four such keyword tasks in its first stage; two of them need the user, and one an identifier of the query, which ours has not.
+# The base learns three tasks at once: the identifier from the query (cross entropy of the student's prompt, CE(S)), the identifier from query and keywords (CE(T)), and, under a mark of its own, the keywords from the query.
 #
-# Printed, the loss of self-distillation is cross entropy plus $0.1$ times the divergence, on clicked pairs. Along a clicked pair the student is told the answer anyway. Where there is *no* click,
-# cross entropy names no product at all. Requests without a click are the greater part by far, each of
-# them has a thought, and the teacher can be asked what it would write. So our main arm, `distilled`, departs from the recipe:
+# The paper takes the divergence on clicked pairs, where the student is told the answer anyway. Most complex requests have *no* click.
+# Cross entropy names no product for them, but the teacher can be asked what it would write. So our main arm, `distilled`, departs from the recipe:
 #
 # * the divergence is taken on all complex requests of the log, along identifiers that the teacher samples, with $\alpha = 1$;
 # * the teacher keeps learning, by CE(T) (the released code has a switch for that, without effect).
 #
-# A gain could come from the data alone: an arm that sees 48 complex requests more a step than its baseline leans towards complex requests. So the baseline,
-# `extra`, gets 48 more *clicked* complex pairs a step, and so does every other arm but `plain`. `extra_double` gets 96. And as CE(T) is one more loss on the same rows,
-# `teacher_only` has it without the divergence: what separates it from `distilled` is the divergence alone. Last, thoughts can be learnt from without any teacher:
-# `keyword_task` goes on writing the keywords of the very requests that `distilled` reads.
+# A gain could come from the data alone, 48 complex requests more a step. So the baseline,
+# `extra`, gets 48 more *clicked* complex pairs a step, and so does every other arm but `plain`. `teacher_only` lacks
+# the divergence alone, and `keyword_task` learns from the same thoughts without any teacher.
 #
-# Written out, `distilled` minimises $\mathrm{CE}(S) + \mathrm{CE}(T) + \alpha \mathcal L_{KL}$ and `keyword_task` $\mathrm{CE}(S) + \tfrac12 \mathrm{CE}(\text{keywords})$. The printed recipe is focal loss in place of $\mathrm{CE}(S)$, plus $.1\, \mathcal L_{KL}$, plus $\alpha_R = .5$ times R-Drop, plus the same focal loss and divergence once more at the
-# adversarial step of length $\varepsilon = .6$. A quarter of the log's rows in every arm come from titles: a few words of one, or of the product's keywords, in place of a query.
+# `distilled` minimises $\mathrm{CE}(S) + \mathrm{CE}(T) + \alpha \mathcal L_{KL}$ and `keyword_task` $\mathrm{CE}(S) + \tfrac12 \mathrm{CE}(\text{keywords})$. The printed recipe is focal loss in place of $\mathrm{CE}(S)$, plus $.1\, \mathcal L_{KL}$, plus $\alpha_R = .5$ times R-Drop, plus the same focal loss and divergence once more at the
+# adversarial step of length $\varepsilon = .6$.
 #
-# | arm | what it does in its steps, all from one base |
+# | arm | what it does, all from one base; from `distilled_blank` to `hard` a change of `distilled` |
 # |---|---|
-# | `plain` | CE(S) on the log as it is, a quarter of the rows from titles |
-# | `extra` | the same, and 48 clicked complex pairs: the baseline |
-# | `extra_double` | the same, and 96 clicked complex pairs |
-# | `extra_longer` | `extra` for 2.65 times the steps, as long as `distilled` took in a development run |
+# | `plain` | CE(S) on the log as it is |
+# | `extra` | `plain` and 48 clicked complex pairs: the baseline |
+# | `extra_double` | `plain` and 96 |
+# | `extra_longer` | `extra` for 2.65 times the steps |
 # | `teacher_only` | `extra` and CE(T) |
-# | `distilled` | `teacher_only`, and divergence on 48 requests of the log, clicked or not |
-# | `distilled_blank` | the teacher of the divergence reads the keywords alone, not the query |
-# | `distilled_clicks` | the divergence on clicked pairs instead |
-# | `distilled_alone` | `distilled` without CE(T) |
-# | `distilled_ema` | `distilled`, the teacher a slow copy (an exponential moving average) |
-# | `distilled_rdrop`, `_fgm`, `_focal` | `distilled` with one regulariser |
+# | `distilled` | `teacher_only`, and divergence on 48 requests, clicked or not |
+# | `distilled_blank`, `same_input` | the teacher of the divergence reads keywords alone; no keywords |
+# | `distilled_clicks` | the divergence on clicked pairs |
+# | `distilled_alone` | without CE(T) |
+# | `distilled_ema` | the teacher is a slow copy, a moving average |
+# | `distilled_rdrop`, `_fgm`, `_focal` | with one regulariser |
 # | `hard` | the teacher's likeliest identifier as label, no divergence |
-# | `same_input` | the teacher of the divergence reads no keywords |
 # | `smoothed` | `extra` with label smoothing .1 |
-# | `keyword_task` | `extra`, and writing the keywords of the same 48 requests: thoughts without a teacher |
-# | `writes_first` | `keyword_task` and CE(T); writes keywords, reads them, then answers: two passes |
-# | `printed` | the printed recipe, with all regularisers |
-# | `wrong` | `distilled`, every keyword wrong, from a base that learnt with such keywords |
-# | `leaking` | `distilled_clicks`, with two words of the clicked title among the keywords |
-# | `errorless` | `distilled`, thoughts without errors: all senses, nothing left out |
+# | `keyword_task` | `extra`, and writing the keywords of those 48 requests |
+# | `writes_first` | `keyword_task` and CE(T); writes keywords, reads them, then answers |
+# | `printed` | `extra` by the printed recipe |
+# | `wrong` | `distilled`, all keywords wrong, for its base too |
+# | `leaking` | `distilled_clicks`, two words of the clicked title among the keywords |
+# | `errorless` | `distilled`, thoughts of all senses without errors |
 
 
 # %%
@@ -1034,8 +1021,8 @@ def keywords_for(queries: Sequence[str], reads: str) -> list[list[str]]:
 
 
 # %% [markdown]
-# Rows from titles tie words to products that nobody clicked: a few words of a title stand in for a query, or, in two of three rows, a few of
-# the product's own keywords stand where the keywords stand. These teach what a keyword means.
+# A quarter of the log's rows in every arm come from titles: a few words of one in place of a query, or, in two of three rows, a few of
+# the product's own keywords in the keywords' place. They cover products that nobody clicked, and teach what a keyword means.
 
 
 # %%
@@ -1383,17 +1370,17 @@ def distilled_model() -> Retriever:
 # %% [markdown]
 # ## Step 6: credit for every position
 #
-# After distillation the paper aligns the model with behaviour. Whose? The clicks of our log were given to lists of an engine that understood one complex request in ten; rewards for those would praise what was popular. So the distilled model answers
-# a few thousand requests first, in wordings that the log has, and people click on *its* lists. All arms of alignment learn from this {term}`feedback`, and from the direct requests of the log.
+# After distillation the paper aligns the model with behaviour. Most clicks on complex requests in our log would praise what was popular. So the distilled model answers
+# a few thousand requests first, in wordings that the log has, and people click on *its* lists. Alignment learns from this {term}`feedback`, and from the direct requests of the log.
 #
-# The model is now a {term}`policy`: it writes identifiers by chance and is told how good they were. It samples $G$ of them for a request. Each gets a *composite reward* for the product it names,
+# The model is now a {term}`policy`: it samples $G$ identifiers for a request and is told how good they were. Each gets a *composite reward* for the product it names,
 #
 # $$R_{item}(o) = R_{C\&O}(o) + R_{CTR}(o) + R_{Rel}(o),$$ (eq-03-reward)
 #
-# 4 if the product was ordered for this query, 3 if it was clicked only; its smoothed click rate; and the grade, 0 to 3, of an existing relevance model. Ours is a modest one: it counts how many of the thought's words are among the product's keywords, and errs
-# where the thought does or where the keywords of the product are incomplete. It knows nothing of the truth by which we judge. An identifier without a product gets nothing. *GRPO* (group relative policy optimisation, {cite:p}`deepseekmath`) takes as {term}`advantage` of each identifier its reward less the group's mean, over the group's standard deviation, and raises or lowers the log-probability of all five tokens by it.
+# 4 if the product was ordered for this query, 3 if it was clicked only; its smoothed click rate; and the grade, 0 to 3, of an existing relevance model. Ours counts how many of the thought's keywords the product has, errs
+# where either list does, and knows nothing of the truth by which we judge. An identifier without a product gets nothing. *GRPO* (group relative policy optimisation, {cite:p}`deepseekmath`) takes as {term}`advantage` of each identifier its reward less the group's mean, over the group's standard deviation, and raises or lowers the log-probability of all five tokens by it.
 #
-# *TPMA*, the paper's own step, asks which tokens were right. With $\mathcal T$ the identifiers clicked or ordered for the request and weights $\Delta R = (2, 2, 2, 1, 1)$, coarse codes first,
+# *TPMA*, the paper's own, asks which tokens were right. With $\mathcal T$ the identifiers clicked or ordered for the request and weights $\Delta R = (2, 2, 2, 1, 1)$, coarse codes first,
 #
 # $$R_{i,l} = \max_{t \in \mathcal T} \sum_{k \le l} [o_i^k = t^k]\, \Delta R_k, \qquad m_{i,l} = R_{i,l} - R_{i,l-1}, \qquad
 # g_{i,l} = \frac{1}{l - 1} \max_{t \in \mathcal T} \sum_{k < l} [o_i^k = t^k],$$ (eq-03-tpma)
@@ -1402,25 +1389,16 @@ def distilled_model() -> Retriever:
 #
 # $$\mathcal L = -\frac1{GL} \sum_{i,l} g_{i,l}\, \frac{\pi_\theta(o_i^l)}{\pi_{old}(o_i^l)} \bigl(\hat A_{i,l} + w_{item} \hat A_i^{item}\bigr) + 0.1\, \mathcal L_{CE}.$$ (eq-03-loss)
 #
-# One step is taken a batch, so that $\pi_{old}$ is $\pi_\theta$ and the ratio is 1; what matters is its gradient. For GRPO $g = 1$ and the bracket is $\hat A_i^{item}$ alone. The last term, cross entropy on one clicked identifier, is the *anchor*; every alignment arm has it, and the arm `anchor` has nothing else. In three places formulas, figure and code differ:
+# One step is taken a batch, so that the ratio is 1; what matters is its gradient. For GRPO $g = 1$ and the bracket is $\hat A_i^{item}$ alone. The last term, cross entropy on one clicked identifier, is the *anchor*, which all arms have. In three places formulas, figure and code differ:
 #
-# * *where counting begins*: the printed $[l<3]\cdot 2 + [3 \le l < L]\cdot 1$ gives $(2,2,2,1,1)$, as in the figure, if $l$ counts from 0, and $(2,2,1,1,0)$ if it counts from 1, as in the released code.
-#   There the last token never has an advantage of its own (`tpma_released`);
-# * *what is normalised*: as printed, it is the constant $\Delta R$, whose spread is zero, so that no advantage is left but the product's; the code normalises the marginal;
-# * *the gate*: as printed it divides the *weighted* reward by $l-1$ and can exceed one; figure and code divide the count.
+# * *where counting begins*: the printed $[l<3]\cdot 2 + [3 \le l < L]\cdot 1$ gives $(2,2,2,1,1)$, as in the figure, if $l$ counts from 0, and $(2,2,1,1,0)$ if it counts from 1, as in the released code (`tpma_released`);
+# * *what is normalised*: as printed, it is the constant $\Delta R$, whose spread is zero, so that only the product's advantage is left; the code normalises the marginal;
+# * *the gate*: as printed it divides the *weighted* reward by $l-1$; figure and code divide the count.
 #
-# `tpma_printed` takes the second and the third word for word, and counts from one. Two more things are worth a note. The released default is $w_{item} = 0$: the composite reward is off (`tpma_no_item`; `tpma_released` too). And "prefix" is not strict: matches count position by
-# position, so that after a wrong first code later ones are damped and can still learn. `tpma_strict` has a strict prefix.
+# `tpma_printed` takes the second and the third word for word, and counts from one. The released default is $w_{item} = 0$, without the composite reward (`tpma_no_item`; `tpma_released` too). And "prefix" is not strict: matches count position by
+# position.
 #
-# | arm | what it does, all from the distilled model of its world |
-# |---|---|
-# | `anchor` | cross entropy on clicked identifiers alone |
-# | `grpo`, `tpma` | with the composite reward; in TPMA it weighs .5 |
-# | `tpma_released`, `tpma_printed`, `tpma_strict`, `tpma_no_item` | see above |
-# | `grpo_no_rel` | the reward without the relevance model |
-# | `grpo_ctr` | the click rate as the only reward: is it gamed? |
-# | `dpo` | list-wise preferences, below; no sampling |
-# | `dpo_then_tpma` | half of the steps each, in the paper's order |
+# The arms start from the distilled model. `grpo` and `tpma` have the composite reward, weighed .5 in TPMA; `tpma_strict` has a strict prefix, `grpo_no_rel` no relevance model, and `grpo_ctr` the click rate alone: is it gamed? The arm `anchor` has the anchor alone. `dpo` comes below, and `dpo_then_tpma` gives each half of the steps, in the paper's order.
 
 
 # %%
@@ -1505,15 +1483,15 @@ record.check("gates stay between 0 and 1", bool(((gates >= 0) & (gates <= 1)).al
 
 
 # %% [markdown]
-# The third row begins wrong and is right from there on: its second token has a gate of 0 and learns nothing, the later ones are damped. With a strict prefix all four would have none.
+# The third row begins wrong and is right from there on: its second token has a gate of 0 and learns nothing, the later ones are damped. With a strict prefix the gates of all four would be 0.
 #
-# For *list-wise preference optimisation*, `dpo`, no sampling is needed. With $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $y^+$ and
+# *List-wise preference optimisation*, `dpo`, needs no sampling. With $\rho(y)$ the log of the ratio of policy and reference, one clicked identifier $y^+$ and
 # rejected ones $y^-_j$,
 #
 # $$\mathcal L_{DPO} = \log \Bigl(1 + \sum_j e^{c_j\, \beta (\rho(y^-_j) - \rho(y^+))}\Bigr), \qquad c_j = \bigl(\max(s^+, 1) - s_j\bigr)^{-1.5} + 1, \quad \beta = .1.$$ (eq-03-dpo)
 #
-# Rejected are products that were shown for the query and never clicked, and, where fewer than eight were, random others; four of the eight count in a step. A score ($s^+$ of the clicked one, $s_j$ of a rejected one) is what happened (2 ordered, 1 clicked, ½ shown, 0 random) times the harmonic mean of click and order
-# rate, made of logarithms of the counts as in version 1 (`calibrated`): the likelier a rejected product was to be clicked, the more its rejection counts.
+# Rejected are products that were shown for the query and never clicked, or else random ones. A score ($s^+$ of the clicked one, $s_j$ of a rejected one) is what happened (2 ordered, 1 clicked, ½ shown, 0 random) times the harmonic mean of click and order
+# rate (`calibrated`): the likelier a rejected product was to be clicked, the more its rejection counts.
 
 
 # %%
@@ -1783,11 +1761,11 @@ def align_stage(
 # %% [markdown]
 # ## Step 7: how it is judged
 #
-# All later complex requests are answered. Those with a click count for HR@10 and MRR@10, those with an order for the same of orders. Expected clicks and orders and the share of fully relevant places, known without noise as
-# the shop is simulated, are taken over *all* requests, with a click or without. Segments follow the paper's: users by how much they clicked before, wordings by how often the log had them,
-# products by their clicks (*hot*, *warm* and *cold*, a third each). Whether lists grow narrower, the paper's information bubble, shows in three shares of the places of a list: of cold products (`long_tail`), of
-# different categories (`categories`), of products whose category the user never clicked before (`novelty`). The *valid-identifier rate* is the share of the ten best identifiers, written without a trie, that
-# belong to a product; lists themselves come from a beam over identifiers that exist. Direct requests are asked too: they should not pay for it.
+# Of the later complex requests those with a click count for HR@10 and MRR@10, those with an order for the same of orders. Expected clicks and orders and the share of fully relevant places, known in
+# a simulated shop, are taken over *all* requests. Segments follow the paper's: users by how much they clicked before, wordings by how often the log had them,
+# products by their clicks (*hot*, *warm* and *cold*, a third each). Whether lists grow narrower shows in three shares of their places: of cold products (`long_tail`), of
+# different categories (`categories`), of products whose category the user never clicked before (`novelty`). The *valid-identifier rate* (`valid`) is the share of the ten best identifiers, written without a trie, that
+# belong to a product; lists themselves come from a beam over identifiers that exist.
 
 
 # %%
@@ -2108,14 +2086,14 @@ def measure_rewards(name: str, model: Retriever) -> None:
 
 
 # %% [markdown]
-# The *online experiment* splits users at random. In a first period both halves get the same lists (A/A), in a second one half gets the treatment's (A/B). Ratios, such as clicks over views, are compared by the delta method over users, who are what was split; a request is no unit of its own.
-# Whether this user would click this product in this request is drawn once and counts for any list. That allows *twins* besides, which no real shop has: all requests answered under both lists with the same luck, so that only what the lists change remains.
+# The *online experiment* splits users at random. In a first period both halves get the same lists (A/A), in a second one half gets the treatment's (A/B). Ratios, such as clicks over views, are compared by the delta method over users, who are what was split.
+# No real shop has *twins*: all requests answered under both lists with the same luck, so that only what the lists change remains.
 
 # %% [markdown]
 # ## Train and watch
 #
-# All arms start from one base model. It is shipped with the book for shop 0, and so is the distilled model from
-# which alignment starts; `-p fresh true` trains both anew. Whether there is anything to distil is asked first: the *base with keywords* must be clearly better than the *base without*.
+# The base and the distilled model from which alignment starts are shipped for shop 0;
+# `-p fresh true` trains both anew. Is there anything to distil? The *base with keywords* must be clearly better than the *base without*.
 
 
 # %%
@@ -2186,12 +2164,12 @@ if shop.world:
         print(f"HR@{settings.k} {mean_of(hr[f'hr@{settings.k}']):.3f}")
 
 # %% [markdown]
-# The last two lines are what a user in the prompt could bring at most: expected clicks and orders a request of the list that is best for the average user, and of the one that is best for the user who asks. Hits do not show it, as the engine that the test's clicks come from did not know users either.
+# The last two lines, the best lists for the average user and for the user who asks, show what a user in the prompt could bring at most. Hits do not show it: the engine behind the test's clicks did not know users either.
 #
-# `keywords_` is the base that reads query and keywords, `blank_` the one that reads keywords alone, `ideal_` the list of one who knows the need. What lies between the first and the others is what could be learnt.
+# `keywords_` is the base that reads query and keywords, `blank_` keywords alone, `ideal_` the list of one who knows the need.
 #
-# What to look for in the curves: the cross entropy of both arms should fall slowly, and cannot fall to nothing, since most clicks on complex requests are on products that nobody wanted; the divergence should begin clearly above zero and fall.
-# A divergence that starts near zero means a teacher that does not look at its keywords: there is nothing to distil.
+# The cross entropy of both arms should fall slowly, not to nothing, since most clicks on complex requests are on products that nobody wanted. The divergence should begin clearly above zero and fall.
+# Near zero, the teacher would not be looking at its keywords.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of the student's prompt, mean of 20 steps, in the arms extra and distilled. Right: the divergence of the student from its own predictions with keywords. Look at where the right line begins, which is what there is to learn, and whether it falls.", "name": "fig-03-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line each for the arms extra and distilled, cross entropy in nats a code. Right one line, the divergence in nats a code."}}
 from minisearch.plots import COLORS, figure
@@ -2215,7 +2193,7 @@ right.set_ylabel("divergence (nats a code)")
 record.figure(fig, "loss", "Cross entropy and divergence.")
 
 # %% [markdown]
-# How good a guide is the feedback? Here is what the model listed and what people clicked and ordered of it, with the share that meets the need behind the request.
+# How good a guide is the feedback? What was shown, clicked and ordered, and the share that meets the need:
 
 # %% tags=["page-only", "hide-input"]
 if shop.world:
@@ -2227,10 +2205,10 @@ if shop.world:
     print(f"{len(make_prompts().queries):,} requests to train on, half of them direct")
 
 # %% [markdown]
-# A click says more than a place in the list, and far from all. But 3 is earned by what one person clicked once as by what many did; the click rate, which tells them apart, is below 1.
+# A click says more than a place in the list, but far from all.
 #
-# Alignment is watched by position: of the rollouts, the share whose code at a position is that of some clicked product. Coarse codes are easiest to match. A curve that
-# rises for the first codes and falls for the last would say that the policy learns categories and forgets products.
+# In the next figure coarse codes are easiest to match. Lines that
+# rise for the first codes and fall for the last would say that the policy learns categories and forgets products.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Share of sampled codes that a clicked product of the request has, by position, over alignment with GRPO and with TPMA, mean of 10 steps. Compare how the lines of the first and of the last positions move.", "name": "fig-03-positions"}, "image": {"alt": "Two panels, GRPO and TPMA, with one line for each of five positions over alignment steps; the axis is the share of codes matched."}}
 fig, axes = figure(width=7, height=3.0, columns=2, layout="constrained")
@@ -2253,7 +2231,7 @@ record.figure(fig, "positions", "Matched codes by position.")
 #
 # ### On this page
 #
-# What is served reads no keywords: `hr@10`. Beside it, where there is one, stands its teacher, the same model with keywords. `grpo` and `tpma` begin from the shipped distilled model.
+# What is served reads no keywords: `hr@10`. Beside it, where there is one, stands its teacher, the same model with keywords.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -2277,8 +2255,7 @@ for label in complex_set.labels:
 pd.DataFrame(by_label).T.astype(float).round(3)
 
 # %% [markdown]
-# By kind of request, by how many clicks of the log had the same words, and by segment. `unseen` are wordings that no request of the log had: their names mean nothing to the student, whatever it was taught. What can be distilled is knowledge about *queries of the log*,
-# and about the words they share with others. The teacher, who reads keywords, has no such limit.
+# By kind of request, by how many clicks of the log had the same words, and by segment. `unseen` are wordings that no request of the log had: their names mean nothing to the student. What can be distilled is knowledge about *queries of the log*.
 #
 # What lists are made of, and so whether a gain is paid with sameness:
 
@@ -2296,7 +2273,7 @@ pages.score_table(record.metrics, SHOWN, MADE_OF)
 # %% [markdown]
 # ### What serving costs
 #
-# Tokens that are read and written a request, and the processor's time, of this page's arms. The arm `writes_first` reads twice and writes its keywords besides; here it is asked as it stands after `distilled`, for the cost alone.
+# `writes_first` reads twice and writes its keywords besides; here the distilled model is asked so, for the cost alone.
 
 # %% tags=["page-only"]
 cost = {}
@@ -2320,7 +2297,7 @@ if "distilled" in MODELS:
 # %% [markdown]
 # ### In the online experiment
 #
-# Half of the users get the distilled model's lists in place of `extra`'s. One such experiment, with its A/A period, and the twins. *Up* and *down*: the interval leaves out zero. *Equivalent*: it has zero in it and lies within 2 % (two one-sided tests). *Open*: neither. *Void*: the metric differed in A/A already.
+# Half of the users get the distilled model's lists instead of `extra`'s. *Up* and *down*: the interval leaves out zero. *Equivalent*: it has zero in it and lies within 2 %. *Open*: neither. *Void*: the metric differed in A/A already.
 
 # %% tags=["page-only", "hide-input"]
 outcome = []
@@ -2340,7 +2317,7 @@ if {"extra", "distilled"} <= RANKED.keys() and shop.world is not None:
 pd.DataFrame(outcome)
 
 # %% [markdown]
-# The width of the intervals is the point: compare A/B with the twins. The registered claims use expected clicks and orders of all requests under both models, which have no luck in them.
+# Compare the width of the intervals in A/B and of the twins. The registered claims use expected clicks and orders, which have no luck in them.
 #
 # ### What the grid says
 
@@ -2375,7 +2352,7 @@ others = [arm for arm in ran if arm in ALIGNED and arm != "anchor"]
 pages.paired_table("03_onesearch_v2", others, "anchor", LEADS)
 
 # %% [markdown]
-# For the arms of alignment, the reward that identifiers earn which the model samples for its training prompts: the composite one, and the click rate alone. If `grpo_ctr` raises its own reward and loses relevance, it games it.
+# What arms of alignment earn on training prompts, by the composite reward and by click rate alone. If `grpo_ctr` raises its own reward and loses relevance, it games it.
 
 # %% tags=["page-only", "hide-input"]
 EARNED = ("reward", "reward_ctr", "relevance", "mrr@10", "valid")
@@ -2388,7 +2365,7 @@ pages.arm_table("03_onesearch_v2", EARNED, ["start", *ALIGNED])
 pages.bucket_table("03_onesearch_v2", ("extra", "distilled"), "clicks")
 
 # %% [markdown]
-# How much depends on the thoughts being right: the share of wrong words is turned from none to all, each time with a base of its own.
+# How much depends on right thoughts? Each share of wrong words has a base of its own.
 
 # %% tags=["page-only", "hide-input"]
 pages.dose_chart(
@@ -2399,7 +2376,7 @@ pages.dose_chart(
 )  # fmt: skip
 
 # %% [markdown]
-# Time of training and of serving, mean over the cells of the grid. `extra_longer` is meant to cost as much as `distilled`:
+# Mean times over the grid. `extra_longer` is meant to cost as much as `distilled`:
 
 # %% tags=["page-only", "hide-input"]
 spent = {}
@@ -2413,18 +2390,18 @@ pd.DataFrame({m: {arm: np.mean(v) for arm, v in by.items()} for m, by in spent.i
 # %% [markdown]
 # ### What we take from it
 #
-# * *Distillation helps here, and the divergence is what helps.* The distilled model finds more than the baseline with as many clicked pairs, at the same cost of serving; `teacher_only`, which has all else that distillation adds, is where the baseline is. Expected clicks, orders and relevance rise with it, and direct requests do not pay.
-# * *That a teacher is needed is not shown.* `keyword_task` learns from the same thoughts by writing them. It is ahead of the baseline as well, and its distance to the distilled model is within what runs differ by. Twice the clicked pairs, or as much time, bring the baseline nearer; their intervals still leave it behind, but among so many claims (Holm) neither is decided. What clearly helps are thoughts about requests that nobody clicked for.
-# * *Writing the keywords first is best of all,* the opposite of what the reading note says. Our thoughts make it easy: a few words of a small vocabulary, the same for all wordings of a need, mostly written right; and what was written is read like a thought. Free text by a large model is harder to write. It costs a second pass and more time (table above). Who can pay that should try it before distilling.
-# * *The printed recipe does nothing that we could measure.* It takes the divergence along clicked pairs, where the student is told the answer anyway, at a tenth of the weight.
-# * *Not for the unheard, the rare, the cold.* Wordings outside the log gain nothing, as was to be expected of names that mean nothing. The gain on rare wordings is about that on common ones, and on cold products it is smaller than on hot ones. The paper has both the other way round.
-# * *Alignment raises its reward and lowers the list.* GRPO and TPMA both earn far more than their anchor, cross entropy on clicked identifiers, and both find fewer clicked products than it, GRPO the fewest. Clicks on the model's own lists, click rates and a relevance model that errs are worth raising only as far as they agree with what people want. Between the two TPMA is ahead of GRPO in rank, as the paper says, but it writes fewer valid identifiers, not more: credit for single codes does not ask whether together they name a product.
-# * *The refuters.* With every keyword wrong the model falls far below the baseline; its base learnt from them, too, so that this is no fair race, only a sign that keywords are read. A teacher without keywords and label smoothing, three runs each, are not told apart from the baseline.
-# * *What this does not show.* Thoughts here are better and more alike than a language model's (the figure above turns the share of wrong words), nobody's history is in the prompt, and all arms of a world share one base, whose luck is in no interval.
+# * *Distillation helps here, and the divergence is what helps.* The distilled model finds more than the baseline with as many clicked pairs, at the same cost of serving; without the divergence (`teacher_only`) it is where the baseline is. Expected clicks, orders and relevance rise, and direct requests do not pay; the lead in rank is small, and undecided after Holm.
+# * *That a teacher is needed is not shown.* `keyword_task` is ahead of the baseline as well, and its distance to the distilled model is within what runs differ by. Twice the clicked pairs, or as much time, bring the baseline nearer; their intervals leave it behind, but among so many claims (Holm) neither is decided. What clearly helps are thoughts about requests that nobody clicked for.
+# * *Writing the keywords first is best of all,* the opposite of what the reading note says. Our thoughts make it easy: a few words of a small vocabulary, much the same for all wordings of a need, mostly written right. Free text is harder. It costs a second pass and more time.
+# * *The printed recipe does nothing that we could measure.* It takes the divergence along clicked pairs, at a tenth of the weight.
+# * *Not for the unheard, the rare, the cold.* Wordings outside the log gain nothing. The gain on rare wordings is about that on common ones, and on cold products it is smaller than on hot ones. In the paper both are larger.
+# * *Alignment raises its reward and lowers the list.* GRPO and TPMA both earn far more than their anchor, and both find fewer clicked products than it, GRPO the fewest. Rewards are worth raising only as far as they agree with what people want. TPMA is ahead of GRPO in rank, as the paper says, but writes fewer valid identifiers, not more: credit for single codes does not ask whether together they name a product.
+# * *The refuters.* With every keyword wrong the model falls far below the baseline, but its base learnt from them, too: this only shows that keywords are read. A teacher without keywords and label smoothing, three runs each, are not told apart from the baseline.
+# * *What this does not show.* Thoughts here are better and more alike than a language model's, nobody's history is in the prompt, and all arms of a world share one base, whose luck is in no interval.
 #
 # ### Where we deviate, and what was tuned
 #
-# All arms have the same batches and steps but for those that say otherwise. Learning rates were swept on a development shop, one run a value; differences of .01 are within what such runs differ by, so that the sweep only rules out rates that are far off. Arms that are not named have the rate of `extra`, those of alignment the rate of `grpo`.
+# Arms have the same batches and steps unless they say otherwise. Learning rates were swept on a development shop, one run a value, which only rules out rates that are far off. Arms not named have the rate of `extra`, those of alignment that of `grpo`.
 
 # %% tags=["page-only", "hide-input"]
 pages.deviations_table("03_onesearch_v2")
@@ -2435,13 +2412,12 @@ pages.tuning_table("03_onesearch_v2")
 # %% [markdown]
 # ## Exercises
 #
-# Each exercise checks itself: the cell after the answer names the property that fails, never the
-# answer. For stubs in place of the solutions: `minisearch assignment build 03 --out DIR`.
+# Each answer is checked by the cell after it. Stubs for the solutions: `minisearch assignment build 03 --out DIR`.
 #
 # ### Exercise 1: which way the divergence goes
 #
 # Write `guided_loss` for the logits of teacher and student at the positions of one identifier: $\tau^2$ times the mean over positions of
-# KL(teacher || student), both softened by $\tau$. Then let a teacher hold two codes possible, .49, .49 and .02, and compare two students, .98, .01, .01 and .4, .4, .2: which one does your loss prefer, and which one if you swap teacher and student?
+# KL(teacher || student), both softened by $\tau$. Then let a teacher hold two codes possible, .49, .49 and .02, and compare two students, .98, .01, .01 and .4, .4, .2, also with teacher and student swapped.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -2505,12 +2481,11 @@ def properties_of_guidance(loss):
 assert check("ch03-kl", guided_loss)
 
 # %% [markdown]
-# The loss is 1.58 for the first student and .15 for the second; swapped, it is .63 and .30. Both ways prefer the second here, but a student that leaves out half of what the teacher holds possible is ten times as bad one way and twice as bad the other. A request with two senses has two likely products; both should survive.
+# The loss is 1.58 for the first student and .15 for the second; swapped, it is .63 and .30. A student that leaves out half of what the teacher holds possible is ten times as bad one way and twice the other. Of a request with two senses both likely products should survive.
 #
 # ### Exercise 2: a silent bug
 #
-# A colleague wrote `marginals_with_a_bug`: what each position of a rollout adds to its prefix reward, the weighted sum of the tokens so far that match a target, of the best target at that point,
-# $R_{i,l} = \max_t \sum_{k \le l} [o^k = t^k] \Delta R_k$. It runs, and nothing complains. Call it on a rollout that equals its only target. Which token is never told that it was right, however right it is? Write `marginals_of`, with weights 2, 2, 2, 1, 1.
+# A colleague wrote `marginals_with_a_bug`: what each position of a rollout adds to its prefix reward $R_{i,l}$ (step 6). Nothing complains. Call it on a rollout that equals its only target. Which token is never told that it was right? Write `marginals_of`, with weights 2, 2, 2, 1, 1.
 
 
 # %% tags=["page-only"]
@@ -2583,7 +2558,7 @@ assert check("ch03-marginal", marginals_of)
 print("with the bug:", marginals_with_a_bug([1, 2, 3, 4, 5], [[1, 2, 3, 4, 5]]))
 
 # %% [markdown]
-# Its weights count positions from one. The last token's marginal is always 0, so that its normalised advantage is 0 too. The anchor still trains it, and nothing looks broken. Only a curve by position could show it.
+# Its weights count positions from one: the last token's marginal, and so its advantage, is always 0. The anchor still trains it, and nothing looks broken; only a curve by position could show it.
 #
 # ### Exercise 3: the gate
 #
@@ -2641,9 +2616,9 @@ assert check("ch03-gate", gates_of)
 #
 # ### Exercise 4: predict, then leak
 #
-# In the paper's training data the large model has seen the product that was clicked, so that its words survive among the keywords. Write `named_in`: the share of rows in which some keyword stands in the
-# product's title, as whole words, next to each other and in their order (all is lower case). With keywords that leak it is 1 by construction. Then predict: what is it with honest ones? What could a teacher learn to do with
-# keywords that always name the product, and what would become of that when nobody has clicked yet?
+# In the paper's training data the large model has seen the clicked product, so that its words survive among the keywords. Write `named_in`: the share of rows in which some keyword stands in the
+# product's title, as whole words, next to each other and in their order (all is lower case). With keywords that leak it is 1. Then predict: what is it with honest ones? What could a teacher learn from
+# keywords that always name the product, and what becomes of that when nobody has clicked yet?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch03-leak", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2700,12 +2675,12 @@ both = ("distilled_clicks", "leaking")
 pages.arm_table("03_onesearch_v2", ("hr@10", "keywords_hr@10"), both)
 
 # %% [markdown]
-# A teacher whose keywords always name the clicked product has reason to trust them more than they deserve at the test, where nobody has clicked yet. Compare student and teacher in the rows `distilled_clicks` and `leaking`, which differ
-# in the leak alone. If a student is above its own teacher with the leak and not without, then a distilled student above a model that reads keywords, as the reading note has it, can come from a leak.
+# Such a teacher trusts keywords more than they deserve at the test. Compare student and teacher in the rows `distilled_clicks` and `leaking`, which differ
+# in the leak alone. If only with the leak the student is above its teacher, then the reading note's student above a model with keywords can come from a leak.
 #
 # ### Exercise 5: what was split
 #
-# In the online test users are split, not views. Write `user_ratio`: clicks over views of one group, and its standard error by the delta method over users,
+# Write `user_ratio`: clicks over views of one group, and its standard error by the delta method over users,
 # $\mathrm{se} = \frac{1}{\bar y \sqrt n}\, \mathrm{sd}(x_u - r\, y_u)$ with $x_u$, $y_u$ a user's clicks and views over all requests, $n$ the number of users, $\bar y$ the mean views of a user, $r$ the ratio and the standard deviation with $n - 1$.
 
 
@@ -2757,9 +2732,7 @@ assert check("ch03-ratio", user_ratio)
 # %% [markdown]
 # ## At scale
 #
-# `small` is a larger simulated shop and model; `full` takes KuaiSearch files and a file of thoughts that a large model wrote, has the paper's codebook (4096-1024-512 and twice 256) and beam, and BART-base's shape. The checkpoint's weights are
-# not loaded: its words are another alphabet. What a step of `distilled` costs beside one of `extra`: CE(T), a second pass of the student, one of the teacher without a gradient, and five decoder steps that write its identifier. R-Drop adds a pass, the adversarial step two. Serving
-# costs what it cost before. On several devices each takes rows of its own in every step, so that a batch is the sum over devices. Real files have no `wrong` and no `errorless` thoughts; those arms stop with a message.
+# `small` is a larger simulated shop and model; `full` takes KuaiSearch files and a file of thoughts, has the paper's codebook and beam, and BART-base's shape without its weights. A step of `distilled` costs, beside one of `extra`, CE(T), a pass of the student, one of the teacher without a gradient, and five decoder steps that write its identifier.
 
 # %% tags=["page-only", "hide-input"]
 from transformers import BartForConditionalGeneration
@@ -2795,7 +2768,7 @@ print(f"{full.steps:,} steps of distillation: about {hours:.0f} GPU-hours")
 # minisearch run 03 --profile full -p data DIR   # KuaiSearch files and DIR/thoughts.tsv (query, tab, keywords)
 # ```
 #
-# Nobody has run `small` or `full` yet; their columns are configuration, and several devices are untried.
+# Nobody has run `small` or `full` yet; several devices are untried.
 
 # %% tags=["page-only", "hide-input"]
 pd.DataFrame(SearchSettings.table()).set_index("setting")
