@@ -25,6 +25,11 @@ STILL_TO_RUN: dict[str, tuple[str, ...]] = {
         "grpo_no_rel", "grpo_ctr", "tpma_released", "tpma_printed", "tpma_strict", "tpma_no_item",
         "dpo", "dpo_then_tpma",
     ),
+    "06_csmcir": (
+        "no_captions", "not_shared", "only_captions", "only_shared", "only_bank", "none",
+        "generic", "flat", "wrong", "random", "low", "no_ageing", "ageing", "one_sum", "sum",
+        "concat",
+    ),
     "09_search_e1": (
         "grpo_updates", "masked", "no_privilege", "stranger", "longest", "reverse", "uncapped",
         "no_answers", "one_round", "four_rounds", "ends_with_grpo", "new_questions", "unlabelled",

