@@ -181,12 +181,17 @@ def _drawn(
 
 
 def _compared(card: Card, logs: Logs, logged: Record, fresh: Record) -> Iterator[Comparison]:
-    """Metric by metric; on another machine small buckets are left out, and near is good enough."""
+    """Metric by metric; on another machine small buckets are left out, and near is good enough.
+
+    A metric in seconds is another one each time and is not compared.
+    """
     arm = logged.cell.arm
     kind = card.arms[arm].seeds
     exact = _alike(logged, fresh)
     for name, value in logged.metrics.items():
         if not name.startswith(f"{arm}/") or not (exact or name.count("/") == 1):
+            continue
+        if name.startswith(f"{arm}/seconds "):
             continue
         again = fresh.metrics.get(name, float("nan"))
         outcome = "different"

@@ -157,8 +157,8 @@ def test_without_a_run_the_spread_is_that_of_the_others(page, monkeypatch):
     runs = [logged(0, v) for v in (0.5, 0.6, 0.1)] + [logged(1, v) for v in (0.7, 0.9)]
     monkeypatch.setattr(page, "load_cells", lambda chapter: runs)
     squares = [np.var([0.5, 0.6]) * 2, np.var([0.7, 0.9]) * 2]
-    assert page.spread("a", "m")[1] == 3
-    assert page.spread("a", "m", without=1) == (pytest.approx(np.sqrt(sum(squares) / 2)), 2)
+    assert page.spread("any", "a", "m")[1] == 3
+    assert page.spread("any", "a", "m", out=1) == (pytest.approx(np.sqrt(sum(squares) / 2)), 2)
 
 
 def test_blind_searches_bring_any_passages_and_the_same_ones_again(page):

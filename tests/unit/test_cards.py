@@ -602,6 +602,15 @@ def test_a_drifted_number_is_different(gathered, root: Path):
         assert outcomes(cards.recheck(card, found, elsewhere, rng)) == {expected}
 
 
+def test_seconds_are_not_compared(gathered, root: Path):
+    card, found = gathered
+    for name in ("seconds a step", "steps"):
+        for record in found.records.values():
+            record.metrics[f"{record.cell.arm}/{name}"] = 0.04
+        again = cards.recheck(card, found, rerun(root), np.random.default_rng(0))
+        assert any(row.metric.endswith(f"/{name}") for row in again) == (name == "steps")
+
+
 def test_elsewhere_one_seed_a_world_is_judged_by_all_worlds(gathered):
     _, found = gathered
     worlds = {c: r for c, r in found.records.items() if r.cell.arm == "dense" and not r.cell.seed}
