@@ -26,7 +26,6 @@ STILL_TO_RUN: dict[str, tuple[str, ...]] = {
         "dpo", "dpo_then_tpma",
     ),
     "06_csmcir": (
-        "no_captions", "not_shared", "only_captions", "only_shared", "only_bank", "none",
         "generic", "flat", "wrong", "random", "low", "no_ageing", "ageing", "one_sum", "sum",
         "concat",
     ),
