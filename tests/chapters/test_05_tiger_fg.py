@@ -851,8 +851,8 @@ def test_a_cut_holds_all_of_its_box_at_one_scale(page, data):
     assert x.max() >= right - 1
     assert y.min() <= top
     assert y.max() >= bottom - 1
-    assert (x == x[:1]).all()
-    assert (y == y[:, :1]).all()
+    assert (x - x[:1]).abs().max() <= 1  # halves may be rounded either way
+    assert (y - y[:, :1]).abs().max() <= 1
     reach = 1.1 * max(right - left, bottom - top)
     assert float(x.max() - x.min()) <= reach + 1  # both ends are rounded
     assert float(y.max() - y.min()) <= reach + 1
