@@ -14,11 +14,11 @@
 # %% [markdown]
 # # OneBar: the query that a video suggests
 #
-# Somebody watches a stranger pack for a camping trip. Under the video stands a bar with a query in it: *mini tent*. Tap it, and the shop opens; wait, and a second and a third query take their turn. A good bar names what this
-# viewer would have typed; a poor one repeats a hashtag. Today such bars are filled by a {term}`cascade`: queries that others clicked are looked up, filtered and ranked, and a video
+# Somebody watches a stranger pack for a camping trip. Under the video stands a bar with a query in it: *mini tent*. Tap it, and the shop opens.
+# Today such bars are filled by a {term}`cascade`: queries that others clicked are looked up, filtered and ranked, and a video
 # that went up an hour ago has none. OneBar {cite:p}`onebar` *writes* the query instead, from what the video shows, what similar videos led to, and what the viewer searched before. It learns which query is
-# preferred from clicks alone, without a model of what a query is worth: in training the model may read the clicked query, and teaches itself, who may not. This chapter
-# builds the generator, its three stages and a fair cascade, and asks what each stage adds beyond longer training.
+# preferred from clicks alone, without a model of what a query is worth: in training, a copy of the model reads the clicked query and teaches the model, which does not. This chapter
+# asks what OneBar's stages add beyond longer training, and whether it beats a fair cascade.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import Markdown
@@ -77,64 +77,56 @@ for view in np.flatnonzero(tiny.log.clicked >= 0)[[0, 1, 5]]:
     print(f"clicked  {tiny.queries[taken]}\n")
 
 # %% [markdown]
-# Titles are full of words that sell nothing, some name something else, and hashtags belong to the day and not to the video. The summary is better and has errors of its own. The first query stands in the title; the second says in other words what the title says; nothing in title or summary names the third. A third of the viewers
+# Titles are full of words that sell nothing or name something else; the summary is better and has errors of its own. The first query stands in the title, the second says in other words what the title says, the third is named in neither. A third of the viewers
 # want the *second thing* in the picture, which no title names and a summary now and then. Behaviour knows it: others who watched such videos, or others of the same author, clicked on it.
 #
 # ## What the paper claims
 #
-# A cascade of recall, filter and ranking relies on caches and on goals of its own at each step; earlier generators suffered from noisy titles, from candidates that had to stand in a
-# table, and from models of rewards that drift or get *hacked*: the generator finds what the model likes and viewers do not. OneBar generates from evidence, with a short prompt, and takes preferences into its weights by distillation. Training has three stages:
+# A cascade relies on caches, and each step has a goal of its own. Earlier generators suffered from noisy titles, from candidates that had to stand in a
+# table, and from models of rewards that drift or get *hacked*: the generator finds what the model likes and viewers do not. OneBar generates from evidence, with a short prompt. Training has three stages:
 #
 # 1. likelihood of the clicked query;
 # 2. lists of queries, ordered by what people did with them;
 # 3. distillation from a *teacher*, a copy that reads the clicked query, to the *student*, which does not.
 #
-# It reports:
-#
-# | offline | HR@8 | MRR@8 | ED-HR@8 | BLEU@8 |
-# |---|---|---|---|---|
-# | OneBar | **.3690** | .2402 | .4934 | .5039 |
-# | its short prompt / a prompt with instructions, same model | .3564 / .1864 | | | |
-# | nearest neighbours alone / a large language model, zero-shot | .1322 / .0224 | | | |
+# | | OneBar | its short prompt | a prompt with instructions, same model | nearest neighbours alone | a large language model, zero-shot |
+# |---|---|---|---|---|---|
+# | HR@8 | **.3690** | .3564 | .1864 | .1322 | .0224 |
 #
 # | online, against the cascade | exposure | clicks | query CTR | orders | GMV | total time |
 # |---|---|---|---|---|---|---|
-# | | +16.91 % | +18.68 % | +0.19 % | +20.36 % | +21.67 % | -8 % |
+# | OneBar | +16.91 % | +18.68 % | +0.19 % | +20.36 % | +21.67 % | -8 % |
 #
-# HR@8 is the share of views whose clicked query is, word for word, among the eight that were written. MRR@8 is the mean of one over its place among them. ED-HR@8 forgives two letters. BLEU@8 counts runs of words in common with the best of the eight.
+# HR@8 is the share of views whose clicked query is, word for word, among the eight written. OneBar's MRR@8, the mean of one over its place among them, is .2402; its ED-HR@8, which forgives two letters, .4934; its BLEU@8, which counts runs of words in common with the best of the eight, .5039.
 # GMV is the money of all orders, total time that of serving a request. Why the short prompt has .3564 and the whole .3690 we could not read; the former may be stage 1 alone.
 #
 # :::{admonition} What we could and could not read
 # :class: note
-# The abstract and the authors' project page were available to us; of the full text nothing but its first lines. The first row and the online row are from the project page. The prompts' and rivals' HR@8 come from a reading note; the losses and
-# their weights from an unofficial re-implementation. We follow its structure; where it alone names a weight we take that, as weak evidence. Tables of ablations, the share of rejections, latency by prompt and the training log's size by stage are not known to
+# We could read the abstract, the authors' project page and the first lines of the text. OneBar's own figures and the online row are from the project page, the other HR@8 from a reading note, the losses and
+# their weights from an unofficial re-implementation. We follow its structure; weights that it alone names are weak evidence. Tables of ablations, the share of rejections, latency by prompt and the log's size by stage are not known to
 # us. The world, every toy size and every margin are **ours**, and no verdict compares a toy number with the paper's.
 # :::
 #
-# Exposures, clicks and query CTR are three figures where two would do, and they do not agree (exercise 4); what the query CTR is a ratio of we could not read. Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
+# The figures for exposures, clicks and query CTR do not agree (exercise 4); what that CTR is a ratio of we could not read. Below, CTR is clicks over exposures, and an exposure is a view in which the bar showed a query.
 #
 # ## Symbols
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $x$, $u$ | a video that is being watched, and who watches | a row of `Views` |
+# | $x$, $u$ | a video, and who watches it | a row of `Views` |
 # | $T_x, M_x, A_x, H_u$ | title, summary, {term}`anchors`, the user's history | `FIELDS` |
-# | $s_x$ | the prompt made of them | `prompts_of` |
-# | $s_x^+$ | the same with the clicked query in it, for the teacher | `inserted` |
-# | $y^+$ | the query that was clicked | `Table.targets` |
+# | $s_x$; $s_x^+$ | the prompt made of them; the teacher's, with $y^+$ in it | `prompts_of`; `inserted` |
+# | $y^+$; $\hat y$ | the clicked query; what the student writes | `Table.targets`; `rollout` |
 # | $p_\theta$ | the model's probability of a token | `logits_of` |
 # | $\ell_\theta(y)$, $\ell_0(y)$ | log-probability of a query after $s_x$; the same after stage 1 | `log_chance` |
-# | $y_1, \dots, y_n$; $b(y)$ | the candidates of a list, best first; behaviour level, 1 the strongest | `levels_of` |
-# | $r_i$ | $\ell_\theta(y_i) - \ell_0(y_i)$ | |
+# | $y_1, \dots, y_n$; $b(y)$ | a list's candidates, best first; their level | `levels_of` |
 # | $\beta, h, \lambda_{\text{sft}}$ | scale and temperature of a list; weight of likelihood in it | `beta`, `heat`, `list_sft` |
-# | $\hat y$ | what the student writes itself | `rollout` |
-# | $z, p$; $z^+, q$ | logits and probabilities of the next token of $\hat y$: the student's; the teacher's | `divergences` |
-# | $\operatorname{Ent}(p)$ | entropy | |
+# | $z, p$; $z^+, q$ | the student's logits and probabilities of the next token; the teacher's | `divergences` |
 # | $\tau, \lambda_F, \lambda_R, \lambda_E$ | temperature of the teacher; weights of the terms | `tau`, `forward`, `reverse`, `entropy` |
 #
 # ## Parameters
 #
-# In the settings below, the four values of a `dial` are those of the profiles smoke, toy, small and full, and `source` says where they come from.
+# The four values of a `dial` are those of the profiles smoke, toy, small and full; `source` says where they come from.
 
 
 # %% tags=["parameters"]
@@ -240,10 +232,10 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: what may be read
 #
-# Of a video: title, author, the summary, and whether a reviewer said that nothing may be offered under it (one in twenty is wrong). Of a view: who watched, which queries were retrieved, which three of them the bar showed in turn, which was clicked, and whether a look at products followed (`engaged`). Of a user: what was typed into the shop before.
-# The truth (which two things a video shows, what each viewer wants) is kept from every method. `outcomes` reads it, which says how often a bar would be clicked, and so do the gate and the arm `oracle`. The arm `frames` is shown pictures made from it.
+# Of a video: title, author, summary, and whether a reviewer said that nothing may be offered under it (one in twenty is wrong). Of a view: who watched, which queries were retrieved, which three the bar showed in turn, which was clicked, and whether a look at products followed (`engaged`). Of a user: earlier searches in the shop.
+# The truth (which two things a video shows, what each viewer wants) is kept from every method. It serves `outcomes`, which says how often a bar would be clicked, the gate, and the arms `oracle` and `frames` (for its pictures).
 #
-# A quarter of the videos are *new*: no view of the log has them, over a third of the test views do.
+# A *new* video is one that no view of the log has.
 
 
 # %%
@@ -273,8 +265,8 @@ def simulated(profile: str, world_seed: int, noise: float) -> Corpus:
 
 
 # %% [markdown]
-# Real videos with real queries and clicks are not to be had. What can be had are 21,715 recorded talks with titles, speakers, descriptions and, some of them, tags {cite:p}`pyvideo`. A *constructed* query stands in for a click there: a tag of the
-# talk, or, where there is none, the two rarest words of its title. Nobody typed these; the talks test that the code takes real text, not the claims.
+# Real videos with clicks are not to be had. The code also reads 21,715 recorded talks {cite:p}`pyvideo`, with *constructed* queries in place of clicks: a tag of the
+# talk or, without one, the two rarest words of its title. The talks test that the code takes real text, not the claims.
 
 
 # %%
@@ -370,7 +362,7 @@ print(
 # %% [markdown]
 # ## Step 2: the evidence, and its anchors
 #
-# The paper's evidence has four fields: title $T_x$, summary $M_x$, anchors $A_x$, history $H_u$. The title loses mentions, hashtags, advertising and doubled words, and gets the author's name.
+# The paper's evidence has four fields: title $T_x$, summary $M_x$, anchors $A_x$, history $H_u$.
 
 
 # %%
@@ -390,7 +382,7 @@ def cleaned(title: str, author: str = "") -> str:
 print(cleaned("omg mini tent mini @milo link in bio buy now #viral", "milo"))
 
 # %% [markdown]
-# One numbering serves all that is read and written: words, and six marks: one for each of the four fields, in front of its entries; one for a query that is inserted (step 6), and `reject`, which the model writes when nothing should be shown.
+# One numbering serves all that is read and written: words, and marks for the four fields, for an inserted query (step 6), and for `reject`, written when nothing should be shown.
 
 
 # %%
@@ -455,11 +447,10 @@ def all_texts(corpus: Corpus) -> list[str]:
 reader = Reader(all_texts(corpus))
 
 # %% [markdown]
-# {term}`Anchors` are queries that behaviour puts near the video. A bag-of-words tower gets three kinds of pairs: a video and a query clicked under it, the same
-# the other way round, and two different queries clicked one after the other under the same video. A click that was followed by a look at products counts twice in all three. A video that the tower has met also has a word of its own: its number. So what only behaviour knows, such as the second thing in the
-# picture, has a place to be kept; and a new video gets what its author's others taught. The paper tunes a model of 0.6 billion parameters in stages on such pairs.
+# {term}`Anchors` are queries that behaviour puts near the video. A bag-of-words tower learns from pairs of a video and a query clicked under it, and of two queries clicked one after the other under a video. Each video that it has met also has a word of its own, its number, where
+# what only behaviour knows can be kept; a new video gets what its author's others taught.
 #
-# The tower trains on the first 40 % of the log, the generator on the rest. Else the anchors of a training view would have seen its own click, those of a test view not. A training prompt's anchors are queries clicked in those 40 %; a test prompt's are taken from the whole log.
+# The tower trains on the first 40 % of the log, the generator on the rest, with anchors from those 40 %. Else the anchors of a training view would know its own click, those of a test view not. A test prompt's anchors come from the whole log.
 
 
 # %%
@@ -623,7 +614,7 @@ print(
 )
 
 # %% [markdown]
-# Nearest neighbours alone are a method, and a weak one. As evidence they need not be right: the generator reads the four nearest whose cosine passes a cut, and decides. The paper cuts at .88, a number about another encoder; ours is a setting.
+# Alone, nearest neighbours are a weak method. Those whose cosine passes a cut, four at most at toy, become anchors.
 #
 # ## Step 3: one prompt, two ways to write it
 #
@@ -631,8 +622,8 @@ print(
 #
 # $$s_x = [\,T_x\,;\,M_x\,;\,A_x\,;\,H_u\,].$$ (eq-04-prompt)
 #
-# The paper puts a separator between fields. As a dropped field would leave the reader to guess which one is missing, we put a mark of its kind in front of every entry instead. This is what the paper calls compression; nothing is learnt in it. The *verbose* prompt has the same entries with the same marks, and around them labels and
-# instructions, as one would write them to a large language model. So the two differ in words alone. It comes twice, whole and cut at `budget` tokens; at toy the short prompt does not reach these. What falls off is the end: the closing sentence, then history. Only the whole one compares wording.
+# The paper puts a separator between fields; we put a mark of its kind in front of every entry, so that it is plain which field is missing. This is what the paper calls compression; nothing is learnt in it. The *verbose* prompt has the same entries and marks, with labels and
+# instructions around them. It comes whole, and cut at `budget` tokens, which the short prompt does not reach at toy. The cut takes the closing sentence, then history, so that only the whole one compares wording alone.
 
 
 # %%
@@ -748,19 +739,18 @@ for verbose in (False, True):
     print(f"{sum(map(len, prompt))} tokens: {' / '.join(plain)}\n")
 
 # %% [markdown]
-# A prompt never holds another user's searches. Under a video with nothing but hashtags the author's name, anchors and history remain. That this is little evidence nobody tells the model: it learns to reject from what reviewers refused alone.
-#
 # ## Step 4: a generator, and stage 1
 #
-# The generator is a BART {cite:p}`bart` with one small layer on either side; its table of words starts from the tower's. To every token of a prompt a vector of its *kind* is added, which the mark in front of its entry decides: a large model learns from a mark what belongs to it, one of a single layer hardly does. Beam search writes eight different queries, or `reject` among them.
-# Stage 1 is likelihood of the clicked query, or of `reject` where a reviewer said so:
+# At toy the generator is a BART {cite:p}`bart` with one small layer on either side, and every token of a prompt gets a vector of its *kind*, which the mark in front of its entry decides. Beam search writes eight different queries, or `reject` among them.
+#
+# Stage 1 is likelihood of the clicked query, or of `reject` where a reviewer refused the video:
 #
 # $$L_{\text{SFT}} = -\mathbb{E} \sum_t \log p_\theta(y^+_t \mid y^+_{<t}, s_x).$$ (eq-04-sft)
 #
-# For a refused video $y^+$ is `reject` here. The code takes the mean over all tokens of a batch in place of the sum. Of its `batch_size` rows `refusals` are refused.
+# The code takes the mean over all tokens of a batch; of its `batch_size` rows `refusals` are refused.
 #
-# Another thing is ours. The teacher of stage 3 will find the clicked query in its prompt. Ours has read nothing before, and hardly heeds what it is told (the trials are on the card).
-# So one row in five of stage 1 reads a *hint*, a query at a random place, half of the time the clicked one, else another that was retrieved for the view. That is how it learns that such a query is evidence, and no more than that. All arms that have a stage 2 or 3, or likelihood in their place, start from this model, and none reads a hint when it serves.
+# *Hints* are ours. The teacher of stage 3 will find the clicked query in its prompt; a model that never saw such prompts hardly heeds it (trials on the card).
+# So one row in five of stage 1 reads a hint, a query at a random place: half of the time the clicked one, else any that was retrieved for the view. All arms that go on after stage 1 start from this model; none reads a hint when it serves.
 
 
 # %%
@@ -1112,8 +1102,8 @@ print(f"{sum(p.numel() for p in model.parameters()):,} parameters, beams as scor
 # %% [markdown]
 # ## Step 5: stage 2, lists of behaviour
 #
-# Each query near a view has a *level*: (1) this viewer clicked it and looked at products, (2) clicked it, (3) others clicked it under this video and looked, (4) others clicked, (5) it was shown and not clicked, (6) it was retrieved and not shown. Lower numbers should be likelier. Such lists are noisy; a
-# *monotone filter* keeps one query a level, the one with the highest past click rate, and then drops those whose rate says that they should stand higher: along the list rates must not rise. Only views with a click get a list. Rates and the clicks of others are those of the whole log, so a rate holds the view's own click, and later ones. That is no leak: rates decide what a training list holds, no prompt has them, and no test view is in them.
+# A query near a view has a *level*: (1) this viewer clicked it and looked at products, (2) clicked it, (3) others clicked it under this video and looked, (4) others clicked it, (5) it was shown, not clicked, (6) retrieved, not shown. Lower numbers should be likelier. Such lists are noisy; a
+# *monotone filter* keeps one query a level, the one with the highest click rate, and then drops each whose rate is above that of the last one kept. Only views with a click get a list. Rates and the clicks of others come from the whole log, the view's own click included in rates. That is no leak: no prompt has them, and no test view is in them.
 
 
 # %%
@@ -1202,14 +1192,14 @@ print(dict(sorted(some.items())))
 print(monotone(some, {10: 0.1, 11: 0.3, 12: 0.2, 13: 0.05, 14: 0.4, 20: 0.35}))
 
 # %% [markdown]
-# In the example, 20 is dropped: its rate is above that of the click before it; 12 stands for the shown ones, and 14 for the unseen ones, which is dropped as well.
+# In the example 20 and 14 are dropped, whose rates are above that of the last query kept.
 #
-# What is learnt from a list is, for every clicked query in it, that it beats all that follow, measured by how much likelier each became than it was after stage 1:
+# Every clicked query in a list learns to beat all that follow, measured by how much likelier each became than it was after stage 1:
 #
 # $$r_i = \ell_\theta(y_i) - \ell_0(y_i), \qquad
 # L_{\text{list}} = \sum_{j:\, b(y_j) \le 4,\ j < n} \Bigl[ \log\Bigl(1 + \sum_{i > j} e^{\frac{\beta}{h}(r_i - r_j)}\Bigr) - \lambda_{\text{sft}}\, \ell_\theta(y_j) \Bigr].$$ (eq-04-list)
 #
-# The first term is the negative log-probability that $y_j$ is drawn first among itself and its successors (Plackett and Luce) with scores $\frac{\beta}{h} r$: a ranking likelihood that stops where clicks do. A step reads `triggers` lists; the code adds the cross entropy of `refusals` refused prompts, so that these stay refused.
+# The first term is the negative log-probability that $y_j$ is drawn first among itself and its successors (Plackett and Luce) with scores $\frac{\beta}{h} r$: a ranking likelihood that stops where clicks do. A step reads `triggers` lists; the code adds cross entropy of `refusals` refused prompts.
 
 
 # %%
@@ -1324,21 +1314,23 @@ def align(model: Seq2Seq, style: Style, draw_seed: int) -> History:
 # %% [markdown]
 # ## Step 6: stage 3, what a reader of the answer knows
 #
-# No model of rewards is trained. The teacher is a frozen copy of the model after stage 2, which *reads the clicked query*: it is inserted into the prompt, before, between or behind its entries, at random, so that no place gives it away. The student reads the prompt as it is served, and writes. On the student's own words
-# both say what should come next:
+# No model of rewards is trained. The teacher is a frozen copy of the model after stage 2 that *reads the clicked query*, inserted before, between or behind the prompt's entries at random, so that no place gives it away. The student reads the prompt as it is served, and writes. On its words
+# both say what comes next:
 #
 # $$s_x^+ = s_x \oplus_{\text{rand}} y^+, \qquad \hat y \sim p_\theta(\cdot \mid s_x), \qquad
 # p = \operatorname{softmax}(z),\ q = \operatorname{softmax}(z^+ / \tau),$$ (eq-04-teacher)
 #
 # $$L = L_{\text{SFT}} + \tau^2 \bigl[ \lambda_F\, \mathrm{KL}(q \Vert p) + \lambda_R\, \mathrm{KL}(p \Vert q) \bigr] - \lambda_E\, \operatorname{Ent}(p).$$ (eq-04-distil)
 #
-# $L_{\text{SFT}}$ is that of stage 1, refusals included, on `distil_batch` rows. A divergence $\mathrm{KL}(q \Vert p) = \sum q \log (q / p)$ is 0 where both agree. With the teacher in front it is the *forward* one, with the student in front the *reverse* one; what each of them punishes is exercise 3. Entropy is to be *large*: it comes with a minus, against a collapse onto one query. The paper adds R-Drop and an adversarial step with weights that we do not know; both are left out.
+# $L_{\text{SFT}}$ is that of stage 1, refusals included, on `distil_batch` rows. The divergence $\mathrm{KL}(q \Vert p) = \sum q \log (q / p)$, 0 where both agree, is *forward* with the teacher in front and *reverse* with the student in front (exercise 3). The entropy $\operatorname{Ent}$ is to be *large*, against a collapse onto one query. The paper adds R-Drop and an adversarial step, left out here.
 #
-# *What can be learnt from this teacher?* With the forward divergence alone, the best student is the teacher's average over what was clicked under such a prompt, $\mathbb{E}[q \mid s_x]$. A teacher that copies what it is told averages to the chance of each click, and that is what likelihood teaches too. A gain has to come from elsewhere: a teacher that spreads some chance
-# over queries close to the clicked one, or places that the student reaches in its own writing and that no clicked query leads to. The arm `off_policy` takes the second away, `same_prompt` takes the told query away.
+# *What can be learnt from this teacher?* With the forward divergence alone, the best student is the teacher's average over what was clicked under such a prompt, $\mathbb{E}[q \mid s_x]$. A teacher that copies averages to the chance of each click, which likelihood teaches too. A gain has to come from a teacher that spreads some chance
+# over queries close to the clicked one, or from places that only the student's own writing leads to. The arm `off_policy` takes the second away, `same_prompt` the told query.
 #
-# *What does $\tau$ divide?* The equation prints what the re-implementation does: $\tau$ divides the teacher's logits alone. Then both divergences are zero only for a student whose logits are the teacher's over $\tau$. So the student is drawn to a *flatter* teacher even where that one knows no more than it does, and with weight $\tau^2$, 4 where $\tau = 2$. In distillation $\tau$ usually divides both, and $\tau^2$ makes up for
-# gradients that shrink by as much. `softened = "both"` is that reading (arm `tau_both`): $p = \operatorname{softmax}(z / \tau)$ in both divergences. $\operatorname{Ent}(p)$ is that of what is served, without $\tau$, in either.
+# *What does $\tau$ divide?* Here, as in the re-implementation, the teacher's logits alone. Then both divergences are zero only for a student whose logits are the teacher's over $\tau$: it is drawn to a *flatter* teacher even where that one knows no more. In distillation $\tau$ usually divides both, and $\tau^2$ makes up for
+# gradients that shrink by as much. The arm `tau_both` is that reading; $\operatorname{Ent}(p)$ is without $\tau$ in either.
+
+
 # %%
 def divergences(
     teacher: Tensor, student: Tensor, there: Tensor, tau: float, own_tau: float = 1.0
@@ -1476,15 +1468,15 @@ for place in range(3):
     print(["query" if e[0] == reader.insert else "entry" for e in entries])
 
 # %% [markdown]
-# Is the teacher better at all? It can be only if the model has learnt that a query in its prompt may be the one to write. That is measured before anything else, as `teacher_hr@8`: without a gap there is nothing to distil.
+# Is the teacher better at all? `teacher_hr@8` measures that before stage 3: without a gap to what the model serves there is nothing to distil.
 #
-# And two ways to fool oneself are measured with it. A teacher that copies is right because it was told, which is what *hindsight* means; the question is whether its student, who is not told, gets better. And a student that learns to copy from its prompt shows in `copied`, the share of its queries
-# that stand word for word in the prompt. Anchors are often right, so some copying is healthy: the yardstick is `copied` of likelihood alone, the arm `sft`. The arm `fixed` always inserts the query at the prompt's end. (Our inserted query has a mark of its own that no served prompt holds, so that copying it cannot carry over easily: `fixed` is a milder test here than where it looks like any other text.)
+# A student that learns to copy from its prompt shows in `copied`, the share of its queries
+# that stand word for word in the prompt. Anchors are often right, so some copying is healthy: the yardstick is the arm `sft`.
 #
 # ## Step 7: rivals
 #
-# **A model of rewards.** A model of clicks learns from all that bars showed. In place of the divergences stage 3 then maximises what it says of sampled queries (each counts by its *advantage*, how far it lies above the mean of its group of four); the likelihood of the clicked query stays, as in equation {eq}`eq-04-distil`. What the model says is a *proxy* of clicks: off the log's paths nobody has corrected it. It is hacked where it
-# rises and true clicks do not. How good the proxy is to begin with is recorded too, as the area under its ROC curve on later views (`auc`): a poor one is easily hacked, and says little about good ones.
+# **A model of rewards.** A model of clicks learns from all that bars showed. In the arm `reward`, stage 3 maximises what it says of sampled queries (each counts by its *advantage*, how far it lies above the mean of its group of four), beside the likelihood of the clicked query. What the model says is a *proxy* of clicks, hacked where it
+# rises and true clicks do not. The area under its ROC curve on later views (`auc`) says how good it is: a poor one is easily hacked, and says little about good ones.
 
 
 # %%
@@ -1597,8 +1589,7 @@ def rewarded(model: Seq2Seq, plan: Plan, draw_seed: int) -> History:
 
 
 # %% [markdown]
-# **The cascade.** It retrieves the queries clicked most often under the video *and*, so that a new video has some, the queries nearest to it in the same space, from all that were ever clicked, *and* those clicked most often under the author's other videos. It ranks by a logistic model of clicks with eight features: the cosine of query and video, the mean cosine of query and what the user typed, the query's click rate under the video, its clicks there in the tower's part of the log and later, its clicks in all, its clicks under the author, and its length. It is fitted on the log's last quarter with
-# counts of what came before; where it serves, counts are those of the whole log. All that it retrieved goes through the {term}`gate` (step 8), in its order. A filter of its own refuses videos that look like those which reviewers refused. It does not write: a query that nobody clicked does not exist. `cached` is the same without neighbours and author: it has what was clicked under the video, or nothing.
+# **The cascade.** It retrieves the queries with the highest click rate under the video *and*, so that a new video has some, those nearest to it *and* those clicked most often under the author's videos. A logistic model of clicks ranks them by eight `features`. It learns from the log's last quarter. All that was retrieved goes through the {term}`gate` (step 8), in its order. A filter refuses videos that look like those which reviewers refused. A query that nobody clicked does not exist for it. `cached` retrieves without neighbours and author: what was clicked under the video, or nothing.
 
 
 # %%
@@ -1720,7 +1711,7 @@ def spelled(query: str) -> str:
 
 
 # %% [markdown]
-# **Pictures.** A summary must come from somewhere. In one arm a small frame encoder names what it sees: it has learnt from the catalogue's pictures (an icon for each category, tinted by colour) and is shown two frames of every video, one of each thing. It sees the second thing, and it does not know the first one's values.
+# **Pictures.** In the arm `frames` a small encoder, trained on the catalogue's pictures, writes the summary from two frames of a video, one of each thing. So it names the second thing, but no values of the first.
 
 
 # %%
@@ -1801,10 +1792,10 @@ def seen_summaries() -> list[str]:
 # %% [markdown]
 # ## Step 8: how it is judged
 #
-# Two sets of later views, both frozen. *Requests* are views with a click: is the clicked query among the eight? Exact match is a hard measure: a query in another word for the same thing is a miss. It is a narrow one, too. Only what the bar of that time showed could be clicked; somebody who knows
-# exactly what the viewer wants, and says so in words of their own (the arm `oracle`), is seldom met. So HR@8 says how well clicks under the *old* bar are foretold.
+# *Requests* are later views with a click: is the clicked query among the eight? That is a hard measure, as another word for the same thing is a miss, and a narrow one: only what the bar of that time showed could be clicked. Who knows
+# what the viewer wants, and says so in other words (the arm `oracle`), seldom hits it. So HR@8 says how well clicks under the *old* bar are foretold.
 #
-# *Bars* are views of all kinds, for the online comparison: a bar shows up to three queries in turn, and because the world is simulated it is known how often it would be clicked. That says whether viewers are served. A *bad case* is a bar whose first query names no thing of the video, or any bar under a video that sells nothing.
+# *Bars* are later views of all kinds: a bar shows up to three queries in turn, and the simulated world says how often it would be clicked. A *bad case* is a bar whose first query names no thing of the video, or any bar under a video that sells nothing.
 
 
 # %%
@@ -1879,12 +1870,10 @@ print(edits("mini tent", "mini tents"), round(bleu("red mini tent", "mini tent")
 print(per_view(np.array([1.0, 0.0, 2.0]), np.array([1.0, 1.0, 2.0])).round(3))
 
 # %% [markdown]
-# CTR is a ratio of two things that an arm changes. Its value for one view follows from the delta method; the mean of these values is clicks over exposures, and their standard deviation over $\sqrt{n}$ its error.
+# *One gate*, fixed before any arm runs, decides what bars may show. In a shop it would be a relevance model; ours looks into the truth (the query names a thing of the video, and nothing that is wrong about it) and is wrong for one pair in fifty, always the same ones. A gate learnt from the log would favour what was
+# retrieved by it (trials on the card). Gate and rules (no word twice, six words at most) are the same for the cascade and for every generator. Beyond them, a generator shows nothing where it gives `reject` an even chance or more, and the cascade where its filter does.
 #
-# What bars may show is decided by *one gate*, fixed before any arm runs. A shop has a relevance model that was trained on reviewers' judgements; ours looks into the truth (the query names a thing of the video, and nothing that is wrong about it) and is wrong for one pair in fifty, always the same ones. A gate that is learnt from the log, such as the tower's cosine, would favour what was
-# retrieved by it (the trials are on the card). The same gate and the same rules (no word twice, six words at most) hold for the cascade and for every generator. Beyond it, a generator shows nothing where it gives `reject` an even chance or more, and the cascade where its filter does.
-#
-# A gate that knows the truth forgives much: from a whole list it takes what fits. So clicks and bad cases are also counted without gate, rules and refusals, as if the first three of every list were shown: `open_clicks` and `open_bad`, both a view, whether it has a bar or not.
+# A gate that knows the truth forgives much: from a whole list it takes what fits. So `open_clicks` and `open_bad` count clicks and bad cases over all views without gate, rules and refusals, as if the first three of every list were shown.
 
 
 # %%
@@ -2225,19 +2214,19 @@ def known_query(row: int) -> list[str]:
 #
 # | arm | what it does after stage 1 |
 # |---|---|
-# | `start` | nothing; it is also asked with the clicked query in its prompt |
-# | `sft` | likelihood for as many steps as stages 2 and 3 have together; `sft_longer`: for about as much time as they take |
+# | `start` | nothing; also asked with the clicked query in its prompt |
+# | `sft`; `sft_longer` | likelihood for as many steps as stages 2 and 3; for about as much time |
 # | `onebar` | stage 2, then stage 3 |
 # | `lists_only` | stage 2, then likelihood |
-# | `off_policy` | distils on the clicked query instead of what the student writes |
-# | `same_prompt` | a teacher that reads what the student reads, and so knows no more |
+# | `off_policy` | distils on the clicked query, not on the student's |
+# | `same_prompt` | a teacher that reads what the student reads |
 # | `forward_only`, `reverse_only`, `no_entropy` | one term less |
-# | `fixed` | the clicked query always at the prompt's end |
-# | `tau_both` | the temperature divides the student's logits too (`tau_teacher`: the teacher's alone, which is `onebar` again unless `softened` is changed) |
+# | `fixed` | the clicked query always at the prompt's end (a mild test: no served prompt holds its mark) |
+# | `tau_both`; `tau_teacher` | $\tau$ divides the student's logits too; the teacher's alone, as in `onebar` |
 # | `reward` | stage 3 maximises the model of clicks, beside likelihood |
-# | `compressed`, `verbose`, `verbose_cut` | stage 1 alone, from a start of their own and without hints, with the three prompts |
-# | `no_T`, `no_M`, `no_A`, `no_H`, `frames`, `no_reject` | like `compressed`, with a field less, with pictures for summaries, without refusals |
-# | `cascade`, `cached`, `ann`, `oracle` | no generator: the cascade; one that has only what was clicked under the video; the nearest queries; one who knows what the viewer wants |
+# | `compressed`, `verbose`, `verbose_cut` | stage 1 alone, without hints, from their own start |
+# | `no_T`, `no_M`, `no_A`, `no_H`, `frames`, `no_reject` | like `compressed`, with a field less, pictures for summaries, no refusals |
+# | `cascade`, `cached`, `ann`, `oracle` | no generator: two cascades, the nearest queries, one who knows the viewer |
 
 
 # %%
@@ -2365,8 +2354,8 @@ for name in results:
         run_arm(name)
 
 # %% [markdown]
-# What to look for: the cross entropy of stage 1 falls steeply, then slowly. In stage 3 compare the forward divergence with the dotted line, where it would start for a teacher that reads only what the student reads. Up to there it is the temperature's work, not the told query's, and a student follows by growing flatter: its
-# entropy rises. Entropy that falls to zero would be a collapse, a bar with eight versions of one query.
+# The cross entropy of stage 1 falls steeply, then slowly. In stage 3 the forward divergence up to the dotted line is the temperature's work, not the told query's; a student follows by growing flatter: its
+# entropy rises. Entropy that falls to zero would be a collapse, eight versions of one query.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Left: cross entropy of stage 1, mean of 20 steps. Right: stage 3, both divergences from the teacher and the student's entropy on its own words, mean of 20 steps. Dotted: the forward divergence with which a teacher starts that was told nothing, made by the temperature alone.", "name": "fig-04-loss"}, "image": {"alt": "Two panels over optimiser steps. Left one line, the loss of stage 1. Right three lines, forward and reverse divergence and entropy, and a dotted level line for the start of a teacher that was told nothing."}}
 from minisearch.plots import COLORS, figure
@@ -2405,7 +2394,7 @@ record.figure(fig, "loss", "Losses of stages 1 and 3.")
 #
 # ### On this page
 #
-# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`), and as the teacher that reads the clicked query (`teacher_hr@8`); `teacher_fixed_hr@8` is the same with the query always at the end, `teacher_first` how often the teacher writes just that query first. `start` is asked in the same way. `forward_told` and `forward_same` are the forward divergence at the start of stage 3, with the told query and without: what they have in common is the temperature's. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows sooner in `entropy_first`, that of the first word in nats. `copied` is the share of a list that stands in the prompt. `exposed`, `clicks`, `orders` and `money` are expected, a view.
+# First the precondition: HR@8 of the model after stage 2 as it serves (`before_hr@8`) and as the teacher (`teacher_hr@8`; `teacher_fixed_hr@8` with the query at the end); `teacher_first` is how often the teacher writes that query first. `forward_told` and `forward_same` are the forward divergence at the start of stage 3, with the told query and without. Then all arms that ran here. `distinct` is the share of different words in a list; as eight beams differ by construction, a collapse shows sooner in `entropy_first`, that of the first word in nats. `exposed`, `clicks`, `orders` and `money` are expected, a view.
 
 # %% tags=["page-only", "hide-input"]
 import pandas as pd
@@ -2436,7 +2425,7 @@ for arm in results:
 pd.DataFrame(by_age).T.astype(float).round(3)
 
 # %% [markdown]
-# What was written for three requests, and whether it was clicked:
+# The first queries written for three requests:
 
 # %% tags=["page-only", "hide-input"]
 for number in range(min(3, len(requests.rows))):
@@ -2449,7 +2438,7 @@ for number in range(min(3, len(requests.rows))):
 # %% [markdown]
 # ### Showing nothing
 #
-# Without the gate: let through the views whose `reject` is least likely, 60 to 100 % of them, and count bad cases among the bars that are shown (`open_bad` counts them over all views). A curve further down is better at equal coverage. An arm whose refusals know nothing has a flat one.
+# Without the gate: let through the 60 to 100 % of views least likely to be refused, and count bad cases among the bars shown. At equal coverage a lower curve is better; refusals that know nothing give a flat one.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Bad cases among the bars shown, against the share of views with a bar, as more videos are let through. Each line lets the videos through in the order of its own chance of a rejection.", "name": "fig-04-cover"}, "image": {"alt": "One line an arm: bad cases among the bars shown, over the share of views with a bar."}}
 fig, ax = figure(height=3.2)
@@ -2470,7 +2459,7 @@ record.figure(fig, "cover", "Coverage against bad cases.")
 # %% [markdown]
 # ### In the online experiment
 #
-# In a first period all users get the cascade's bars (A/A), in a second one half of them the other arm's (A/B). Then what no shop can do: everybody gets both bars, with the same luck (twins), so that it no longer matters who is in which half. Ratios are compared by the delta method over users. The last column reads the interval: `up` or `down` if it leaves
+# First all users get the cascade's bars (A/A), then half of them OneBar's (A/B). Then what no shop can do: everybody gets both, with the same luck (twins). Ratios are compared by the delta method over users. An interval reads `up` or `down` if it leaves
 # out zero, else `equivalent` if it lies within 3 %, else `open`; `void` where the halves differed in the first period already.
 
 # %% tags=["page-only", "hide-input"]
@@ -2528,10 +2517,9 @@ if len(both) == 2 and all(part["exposed"].sum() > 9 for part in both):
 pd.DataFrame(outcome)
 
 # %% [markdown]
-# With so few views such a test has a wide interval. The claims use expected clicks of the same views under both arms, which have no luck in them. A CTR that is merely "not significantly different" has not been shown to be flat; the claim is one of *equivalence* {cite:p}`schuirmann1987`.
+# So few views give a wide interval. The claims use expected clicks of the same views under both arms, without luck. That CTR is flat is a claim of *equivalence* {cite:p}`schuirmann1987`: "not significantly different" would not show it.
 #
-# Two ways to more exposure say nothing about writing. One is to open the gate; here it is one gate for both, fixed before. The other is to have *anything* to show under a new video. The cascade that the paper describes lives on caches; ours also takes the queries nearest to the video, and then it has hardly ever nothing. So exposure is compared with the cascade that has only what was clicked under
-# the video (`cached`), and the full cascade stands beside it as a refuter: if it gains as much, it was not the writing. Clicks and CTR are compared with the full cascade.
+# More exposure need not come from writing: *anything* to show under a new video brings it. The paper's cascade lives on caches; ours also takes the nearest queries, and hardly ever has nothing. So exposure is compared with `cached`, and the full cascade is a refuter: if it gains as much, it was not the writing.
 #
 # ### What a prompt costs
 
@@ -2547,7 +2535,7 @@ for label, style in {
     print(f"{label:15s} {tokens.mean():5.1f} tokens, {tokens.max():.0f} at most")
 
 # %% [markdown]
-# Title, summary and anchors are known before the video plays. A reader that encoded them apart could keep their states, and read only the history's tokens then (last row). That is another model, whose encoder mixes no fields; it is not the paper's, and not built here.
+# Only the history depends on who watches: a reader that encoded the fields apart could prepare the others before (not built here).
 #
 # ### What the grid says
 
@@ -2564,13 +2552,13 @@ print(pages.live_note("04_onebar", profile, world_seed, record.metrics, as_regis
 pages.arm_table("04_onebar", METRICS)
 
 # %% [markdown]
-# What the model of clicks says of the first query of each bar (`proxy`), how often that query would in truth be clicked (`proxy_true`), and the model's AUC on later views.
+# What the model of clicks says of the first query of each list (`proxy`), and how often that is clicked (`proxy_true`):
 
 # %% tags=["page-only", "hide-input"]
 pages.arm_table("04_onebar", ("proxy", "proxy_true", "auc"), WATCHED)
 
 # %% [markdown]
-# The three prompts, with tokens and processor milliseconds of one request at a time. No claim rests on the milliseconds.
+# Processor milliseconds are of one request at a time; no claim rests on them.
 
 # %% tags=["page-only", "hide-input"]
 logged = [run for run in load_cells("04_onebar") if not run.cell.overrides]
@@ -2601,7 +2589,7 @@ for arm in ("sft", "sft_longer", "onebar", "reward"):
     print(f"{arm:12s} {grid_mean(f'seconds/{arm}/training'):6.1f} s")
 
 # %% [markdown]
-# What a field is worth may depend on how far the title can be trusted: the chance of wrong words in titles is turned up, for the model that reads anchors and the one that does not.
+# What are anchors worth where titles are noisier?
 
 # %% tags=["page-only", "hide-input"]
 pages.dose_chart(
@@ -2624,11 +2612,11 @@ pages.tuning_table("04_onebar")
 # %% [markdown]
 # ## Exercises
 #
-# Each exercise checks itself: the cell after the answer names the property that fails, never the answer. For stubs in place of the solutions: `minisearch assignment build 04 --out DIR`.
+# Each exercise checks itself. For stubs in place of the solutions: `minisearch assignment build 04 --out DIR`.
 #
 # ### Exercise 1: the list, by hand
 #
-# Write `candidate_loss`: the first term of the list's loss for *one* clicked candidate, from the scores $\frac{\beta}{h} r$ of a whole list, best first. Predict first: by how much does it change if all scores grow by one? If a candidate *in front of* the clicked one gets likelier?
+# Write `candidate_loss`: the first term of the list's loss for *one* clicked candidate, from the scores $\frac{\beta}{h} r$ of a whole list, best first. Predict: by how much does it change if all scores grow by one? If a candidate *in front of* the clicked one gets likelier?
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -2680,8 +2668,8 @@ assert check("ch04-list", candidate_loss)
 #
 # ### Exercise 2: a silent bug
 #
-# For the training view of a video, a colleague's `anchors_with_a_bug` takes the queries clicked most often under it. HR@8 in training looks splendid, in the test it is worse than before. What did the prompts hold? Write `anchors_before`: a list of the `k` queries that *others* clicked most often under the
-# video in *earlier* views, not of the same moment. Somebody's two clicks count twice; of equally many clicks the alphabetically first. The viewer's own earlier clicks would be no leak; they are left out all the same, as they are history.
+# For the training view of a video, a colleague's `anchors_with_a_bug` takes the queries clicked most often under it. HR@8 in training looks splendid, in the test it is worse than before. What did the prompts hold? Write `anchors_before`: the `k` queries that *others* clicked most often under the
+# video in *earlier* views, not of the same moment. Somebody's two clicks count twice; ties go by the alphabet.
 
 
 # %% tags=["page-only"]
@@ -2747,12 +2735,12 @@ def properties_of_anchors(of):
 assert check("ch04-leak", anchors_before)
 
 # %% [markdown]
-# The prompts held the view's own click, and later ones: in training the answer stood in them, in the test it does not.
+# The prompts held the view's own click, and later ones: the answer stood in them, but not in the test's.
 #
 # ### Exercise 3: predict, then break it
 #
-# A teacher has two good queries and a bad one: $q = (.5, .5, 0)$, the zero being a millionth. Four students: one covers everything evenly, one covers both good queries, one sits on a single good query, one has both and a tenth on the bad one. Predict: of the one who covers everything and the one who sits on one,
-# which does the forward divergence prefer, which the reverse one? And whom does the reverse one prefer, the one who sits on a good query or the one with a tenth on the bad one? Then write `both_ways`, and look.
+# A teacher has two good queries and a bad one: $q = (.5, .5, 0)$, the zero being a millionth. One student covers all three evenly, one both good ones, one sits on a single good one, one has both and a tenth on the bad one. Predict: of the first and the third,
+# which does the forward divergence prefer, which the reverse one? And which of the third and the fourth does the reverse one prefer? Then write `both_ways`, and look.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-ways", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2804,11 +2792,11 @@ for label, own in students.items():
     )
 
 # %% [markdown]
-# The forward divergence punishes the student who dropped a query, and forgives who covers too much. The reverse one punishes who writes what the teacher rejects: a tenth on the bad query costs more than a good one dropped. With the reverse one alone a student may sit on one query; with eight places in a bar that is a loss.
+# The forward divergence punishes the student who dropped a query, and forgives who covers too much. The reverse one punishes who writes what the teacher rejects: a tenth on the bad query costs more than a good one dropped.
 #
 # ### Exercise 4: three figures that should be two
 #
-# Write `ctr_lift`: the relative change of clicks per exposure, from those of exposures and clicks; and `base_of`: the CTR before, if the reported change were in percentage *points*; it may call `ctr_lift`, whose result is not 0 there. What do the paper's +16.91 %, +18.68 % and +0.19 % give?
+# Write `ctr_lift`, the relative change of clicks per exposure, from those of exposures and clicks; and `base_of`, the CTR before, if the reported change were in percentage *points*. What do the paper's +16.91 %, +18.68 % and +0.19 % give?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-ctr", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2866,7 +2854,7 @@ print(f"0.19 points would be from a CTR of {base_of(0.1691, 0.1868, 0.0019):.1%}
 # %% [markdown]
 # ### Exercise 5: flat, or not known?
 #
-# Write `verdict_on` for an interval of a relative change and a margin: "flat" if the whole interval lies within the margin, "changed" if it lies beyond it on one side, else "not known". Here, unlike in the table of the online experiment, the margin alone decides: a change that is clear and small is flat. An interval that just touches the margin is "not known". Two tests report a change that is "not significant": [-9 %, +8 %] and [-.4 %, +.6 %]. With a margin of 2 %, what do they say?
+# Write `verdict_on` for an interval of a relative change and a margin: "flat" if all of it lies within the margin, "changed" if it lies beyond it on one side, else "not known", also if it just touches the margin. Unlike in the online table, a change that is clear and small is flat. Two tests report a change that is "not significant": [-9 %, +8 %] and [-.4 %, +.6 %]. With a margin of 2 %, what do they say?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch04-flat", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2901,8 +2889,8 @@ assert check("ch04-flat", verdict_on)
 # %% [markdown]
 # ## At scale
 #
-# `small` reads talks: titles, speakers and descriptions in place of videos, and constructed queries. Nobody has clicked any of them, so that there is no online comparison, no refusal and no history. `full` has the shape of BART-base and prompts of 512 tokens; a log of views and clicks to train it on is not public. BART-base's published weights are not loaded, as its tokens are another
-# alphabet. Where there is a GPU the stages train on it; test queries are written on the CPU afterwards.
+# `small` reads the talks of step 1. They have no clicks, and so no online comparison, no refusal and no history. `full` has the shape of BART-base, not its weights, as its tokens are other ones,
+# and prompts of 512 tokens; a log to train it on is not public.
 
 # %% tags=["page-only", "hide-input"]
 from transformers import BartForConditionalGeneration
@@ -2922,10 +2910,10 @@ print(
 print(f"{tokens / 1e9:.0f} G tokens, about {hours:.0f} GPU-hours for all stages")
 
 # %% [markdown]
-# Hours are six floating-point operations a parameter and token over a third of what a GPU of 100 TFLOP/s could do: an order of magnitude. A list counts as five queries, a step of distillation as two.
+# Hours are six floating-point operations a parameter and token over a third of what a GPU of 100 TFLOP/s could do: an order of magnitude.
 #
 # ```bash
-# python data_scripts/pyvideo.py data/pyvideo   # 21,715 talks, once
+# python data_scripts/pyvideo.py data/pyvideo
 # minisearch run 04 --profile small -p data data/pyvideo
 # minisearch run 04 --profile full -p data DIR  # DIR/talks.jsonl, in the same form
 # ```
