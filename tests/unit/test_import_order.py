@@ -33,7 +33,7 @@ ORDER = [
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
     "agents.report", "agents.viewer",
     "recorder", "agents.study", "agents.queries", "agents.screening",
-    "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
+    "cells", "schema", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
 
