@@ -29,7 +29,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of doing it; `seed_range` where it runs on fewer seeds than the grid.
+    """One way of doing it; `seed_range` and `inits` where it runs on fewer than the grid.
 
     A control or refuter bears on the named `claim`, by default on the primary one.
     """
@@ -39,6 +39,7 @@ class Arm:
     role: Literal["main", "control", "refuter", "ablation", "reference"]
     seed_range: str = ""
     claim: str = ""
+    inits: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,13 @@ class Card:
             primaries = [name for name, claim in self.claims.items() if claim.primary]
             found = ", ".join(primaries) or "none"
             raise InputError(f"{where}, claims", found, "one primary claim", "mark exactly one.")
+        for option in ("worlds", "inits"):
+            parse_range(getattr(self.grid, option), f"{where}, grid.{option}")
+        for name, arm in self.arms.items():
+            if not set(self.inits(name)) <= set(parse_range(self.grid.inits)):
+                remedy = "widen the grid, or narrow the arm."
+                expected = f"some of the grid's, {self.grid.inits}"
+                raise InputError(f"{where}, arms, {name}.inits", arm.inits, expected, remedy)
         for row in self.tuning:
             self._known(f"{where}, tuning", row.arm)
         named = [(f"arms, {name}", arm.claim) for name, arm in self.arms.items() if arm.claim]
@@ -191,8 +199,6 @@ class Card:
                 raise one_of(f"{where}, {place}, claim", claim_id, list(self.claims))
         for name, claim in self.claims.items():
             self._check_claim(f"{where}, claims, {name}", claim)
-        for option in ("worlds", "inits"):
-            parse_range(getattr(self.grid, option), f"{where}, grid.{option}")
 
     def _check_claim(self, where: str, claim: Claim) -> None:
         for arm in claim.arms:
@@ -212,6 +218,8 @@ class Card:
         if trained and len(seeds) < floor:
             remedy = "register more seeds for its arms."
             raise InputError(f"{where}, seeds", f"{len(seeds)}", f"at least {floor}", remedy)
+        if not self.common_inits(claim):
+            raise InputError(f"{where}, inits", "none in common", "one", "widen its arms' inits.")
 
     def _known(self, where: str, arm: str) -> None:
         if arm not in self.arms:
@@ -227,6 +235,16 @@ class Card:
         seeds = parse_range(text, f"card of {self.chapter}, seeds of {arm}")
         return seeds if self.arms[arm].seeds == "trained" else seeds[:1]
 
+    def inits(self, arm: str) -> tuple[int, ...]:
+        """The checkpoints an arm starts from: the grid's, or its own fewer ones."""
+        text = self.arms[arm].inits or self.grid.inits
+        return parse_range(text, f"card of {self.chapter}, inits of {arm}")
+
+    def common_inits(self, claim: Claim) -> tuple[int, ...]:
+        """The checkpoints that all of a claim's arms start from."""
+        every = [self.inits(arm) for arm in claim.arms]
+        return tuple(init for init in every[0] if all(init in inits for inits in every))
+
     def common_seeds(self, claim: Claim) -> tuple[int, ...]:
         """The seeds on which a claim's arms are paired; a deterministic arm pairs with any."""
         trained = [self.seeds(arm) for arm in claim.arms if self.arms[arm].seeds == "trained"]
@@ -236,7 +254,7 @@ class Card:
 
     def cells(self, arm: str) -> list[Cell]:
         """The registered cells of one arm."""
-        worlds, inits = parse_range(self.grid.worlds), parse_range(self.grid.inits)
+        worlds, inits = parse_range(self.grid.worlds), self.inits(arm)
         return expand(self.chapter, self.grid.profile, [arm], worlds, self.seeds(arm), inits)
 
     def wants(self, cell: Cell) -> bool:
@@ -272,7 +290,9 @@ class Card:
         """Hash of what was registered, so that results of another registration are not shown."""
         names = ("claims", "preconditions", "arms", "grid")
         content = {name: asdict(self)[name] for name in names}
-        optional = (("claims", "among"), ("arms", "claim"), ("preconditions", "claims"))
+        optional = (
+            ("claims", "among"), ("arms", "claim"), ("arms", "inits"), ("preconditions", "claims"),
+        )  # fmt: skip
         for group, name in optional:  # an empty one is as if the field did not exist
             for entry in content[group].values():
                 if not entry[name]:

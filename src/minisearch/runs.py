@@ -223,7 +223,7 @@ def grid(
         chosen = given[2]
         if arm != "main":
             card = Card.read(chapter)
-            usual = (parse_range(card.grid.worlds), parse_range(card.grid.inits), card.seeds(arm))
+            usual = (parse_range(card.grid.worlds), card.inits(arm), card.seeds(arm))
             if card.arms[arm].seeds == "deterministic":
                 chosen = chosen[:1]
             elif card.arms[arm].seed_range:  # it is registered for fewer seeds than the others

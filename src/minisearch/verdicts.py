@@ -185,10 +185,11 @@ def _mean(matrices: list[stats.Array]) -> float:
 
 
 def _paired_cells(card: Card, claim: Claim, arm: str) -> list[Cell]:
-    """An arm's registered cells, of a trained one only those at seeds that both arms have."""
-    seeds = card.common_seeds(claim)
+    """An arm's registered cells at checkpoints, and if trained at seeds, that both arms have."""
+    seeds, inits = card.common_seeds(claim), card.common_inits(claim)
     fixed = card.arms[arm].seeds == "deterministic"
-    return [cell for cell in card.cells(arm) if fixed or cell.seed in seeds]
+    shared = [cell for cell in card.cells(arm) if cell.init_seed in inits]
+    return [cell for cell in shared if fixed or cell.seed in seeds]
 
 
 def _has_rows(logs: Logs, cell: Cell, metric: str) -> bool:

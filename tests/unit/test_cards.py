@@ -142,6 +142,15 @@ MISTAKES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda c: c["grid"].update(seeds="0-3"), "found 4; expected at least 5"),
     (lambda c: c["arms"][2].update(seed_range="0-1"), "found 2; expected at least 3"),
     (lambda c: c["grid"].update(worlds="2-0"), "grid.worlds: found '2-0'"),
+    (lambda c: c["arms"][1].update(inits="1"), "dense.inits: found 1; expected some of the"),
+    (
+        lambda c: (
+            c["grid"].update(inits="0-1"),
+            c["arms"][0].update(inits="0"),
+            c["arms"][1].update(inits="1"),
+        ),
+        "dense_beats_keywords, inits: found none in common",
+    ),
     (lambda c: c["arms"][0].update(seeds="some"), r"arms\[0\]\.seeds: found 'some'"),
     (lambda c: c["preconditions"][0].update(threshold="high"), r"threshold: found 'high' \(str\)"),
     (lambda c: c.update(claims={}), "claims: found dict; expected a list"),
@@ -390,6 +399,19 @@ def test_a_precondition_and_a_rival_may_bear_on_one_claim(gathered, card_file: P
     primary, secondary = shown[True], shown[False]
     assert (primary["preconditions"], primary["refuters"]) == ([], [])
     assert len(secondary["preconditions"]) == 1
+
+
+def test_an_arm_may_start_from_fewer_checkpoints_than_the_grid(card_file: Path):
+    before = edit(card_file, lambda c: c["grid"].update(inits="0-1"))
+    card = edit(card_file, lambda c: c["arms"][2].update(inits="1"))
+    assert (len(before.cells("two_towers")), len(card.cells("two_towers"))) == (18, 9)
+    assert {cell.init_seed for cell in card.cells("two_towers")} == {1}
+    assert len(card.cells("dense")) == 30
+    assert card.digest() != before.digest()
+    claim = card.claims["one_is_enough"]
+    assert card.common_inits(claim) == (1,)
+    missing = evaluate(card, logs.Logs())["claims"]["one_is_enough"]["missing_cells"]
+    assert missing == 18  # nine of either arm, as the other checkpoint is left out
 
 
 def test_a_rival_of_one_seed_without_rows_is_judged_over_checkpoints(card_file: Path, root: Path):
