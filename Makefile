@@ -3,6 +3,7 @@
 VENV    ?= .venv
 PROFILE ?= toy
 JOBS    ?= 2
+APT     ?= 1
 # Set PYTHON to choose the interpreter; otherwise the first of these that works is taken.
 PYTHON  ?=
 PYTHONS := python3 python3.13 python3.12 python3.11 python
@@ -28,6 +29,7 @@ help:
 	@echo 'make book   run every chapter and build the site into _build/html'
 	@echo '            PROFILE=smoke|toy|small|full (toy)  JOBS=processes ($(JOBS))'
 	@echo 'make test   style, types, tests, chapters at smoke, the site and its links'
+	@echo '            APT=0 does not install Chromium where it is missing'
 	@echo 'make lab    JupyterLab, where the chapters open as notebooks'
 	@echo 'make clean  delete _build (runs of every profile, site) and tool caches; $(VENV) stays'
 	@echo
@@ -133,7 +135,8 @@ $(BIN)/python:
 
 # Headless Chromium for the site tests where Debian packages and root are at hand; they skip without.
 chromium:
-	@for name in chromium chromium-browser google-chrome; do \
+	@[ '$(APT)' != 0 ] || exit 0; \
+	for name in chromium chromium-browser google-chrome; do \
 		command -v $$name >/dev/null && exit 0; \
 	done; \
 	command -v apt-get >/dev/null || exit 0; \

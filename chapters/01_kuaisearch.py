@@ -14,11 +14,11 @@
 # %% [markdown]
 # # KuaiSearch: what a shop's search log teaches, and what it hides
 #
-# Somebody types three words into a shopping app and sees a dozen products. Behind that list stand
-# three models: one that *recalls* a few hundred candidates from millions, one that *ranks* them for
-# this user, and one that judges whether a product is *relevant* to the words at all. KuaiSearch
-# {cite:p}`kuaisearch` is a search log of a real shop that covers all three. This chapter audits such
-# a log, measures what its averages hide, and rebuilds the three stages with the paper's baselines.
+# Somebody types three words into a shopping app and sees a dozen products. Behind that list stand three
+# models: one that *recalls* a few hundred candidates from millions, one that *ranks* them for this user, and
+# one that judges whether a product is *relevant* to the words. KuaiSearch {cite:p}`kuaisearch` is a search
+# log of a real shop that covers all three. This chapter audits such a log and rebuilds the three stages with
+# the paper's baselines.
 
 # %% tags=["page-only", "hide-input"]
 from IPython.display import Markdown, display
@@ -97,9 +97,8 @@ from minisearch.worlds.stored import open_shop, open_truth
 # %% [markdown]
 # ## One request
 #
-# Here is a request as such a log records it, from a very small simulated shop. The shopper's words and
-# the titles often disagree: a title may use another word for the same thing, leave an attribute out, or
-# list things that the product is not, because sellers write for the search engine.
+# Here is a request as a log records it, from a very small simulated shop. A title may use another word than
+# the shopper, leave an attribute out, or list things that the product is not.
 
 
 # %% tags=["page-only"]
@@ -122,40 +121,35 @@ busy = np.flatnonzero(example.recall["clicked_item_ids"].lengths >= 2)
 show_request(example, int(busy[0]))
 
 # %% [markdown]
-# Recall had to bring the starred products into a list of hundreds, out of the whole catalogue. Ranking had
-# to put them first *for this user*: somebody else with the same words clicks something else. Relevance
-# has to say which of the others should not have been there, whoever asks. The three get different data: clicked
-# products, clicks against what was shown beside them, and judgements. Each is trained and tested apart: in
-# this chapter ranking orders what the shop's old engine showed, not the list that our recall makes.
+# Recall had to find the starred products in the whole catalogue, ranking to put them first *for this user*,
+# and relevance to say which of the others should not be there. Each is trained and tested apart: here ranking
+# orders what the shop's old engine showed, not the list of our recall.
 #
 # ## What the paper claims
 #
-# The authors publish raw Chinese queries and titles, keep users with no history and products that
-# almost nobody has seen, and run a table of baselines on each stage. They conclude that
+# The authors publish raw Chinese queries and titles, keep users with no history and products that almost
+# nobody has seen, and run baselines on each stage. They conclude that
 #
-# * in recall, dense retrieval beats keyword matching and generative retrieval (to which chapter 2 returns),
-#   and sharing one encoder between queries and titles helps. We test the weaker statement that sharing
-#   costs at most .01 of R@50;
-# * in ranking, five click models nearly tie, so that better inputs matter more than better architectures;
+# * in recall, dense retrieval beats keyword matching and generative retrieval, and sharing one encoder
+#   between queries and titles helps;
+# * in ranking, five {term}`click models <click model>` nearly tie: better inputs should matter more than
+#   better architectures;
 # * in relevance, cross-encoders beat bi-encoders, and the best of the language models asked for yes or no
 #   beats both.
 #
-# R@$K$ is the share of clicked or bought products among the first $K$, HR@$K$ the share of requests
-# with at least one of them there; step 3 has the formulas. {term}`AUC` is the chance that a positive scores
-# above a negative.
+# R@$K$ is the share of clicked or bought products among the first $K$, HR@$K$ the share of requests with one
+# there; {term}`AUC` is the chance that a positive scores above a negative.
 #
-# | recall (authors' project page, KuaiSearch-Lite) | R@10 | R@50 | HR@50 |
+# | recall (project page, KuaiSearch-Lite) | R@10 | R@50 | HR@50 |
 # |---|---|---|---|
 # | BM25 | .0706 | .1564 | .2088 |
 # | BM25 on titles expanded by DocT5Query | .0784 | .1772 | .2381 |
-# | dual encoder, two towers (DPR-ADE) | .0818 | .2026 | .2709 |
-# | dual encoder, one shared tower (DPR-SDE) | .0826 | .2079 | .2769 |
+# | dual encoder, two towers | .0818 | .2026 | .2709 |
+# | dual encoder, one shared tower | .0826 | .2079 | .2769 |
 # | {term}`generative retrieval`, DSI | .0623 | .1369 | .2018 |
-# | generative retrieval trained to rank, LTRGR | .0688 | .1501 | .2184 |
+# | the same, trained to rank, LTRGR | .0688 | .1501 | .2184 |
 #
-# The generative models come last in R@10 and R@50, behind plain BM25 too; in HR@50 LTRGR passes BM25 and
-# stays behind the other three. That LTRGR beats DSI in every column is the second thing that the table says
-# of them. We rebuild both, and make no registered claim about either.
+# LTRGR beats DSI in every column, and BM25 in HR@50 alone. We rebuild both, without a registered claim.
 #
 # | ranking (README) | log loss | AUC | | relevance (README) | ROC-AUC | PR-AUC |
 # |---|---|---|---|---|---|---|
@@ -167,48 +161,35 @@ show_request(example, int(busy[0]))
 #
 # :::{admonition} What we could and could not read
 # :class: note
-# The full text of the paper was not available to us. The schema, the statistics, the tables and the
-# training settings come from the authors' README, project page and code; the counts over the real
-# files come from one third-party audit of them, which we mark as such. Everything about the
-# simulated shop, every toy size and every margin is **ours**. The paper's figures are printed for
-# context: no verdict compares a toy number with them. One dial of the simulator was set by their ratio
-# (see *Two dials* below).
+# The full text of the paper was not available to us. What we know of it comes from the authors' README,
+# project page and code, and, for counts over the real files, from one third-party audit. The simulated shop,
+# every toy size and every margin are **ours**. No verdict compares a toy number with the paper's. One dial of
+# the simulator was set by a ratio of theirs (see *Two dials*).
 # :::
 #
-# One comparison is missing from the authors' table, and it is the one we test. Each click in the log
-# ties a query to a product, and the dense models are trained on those clicks while BM25 sees titles
-# alone. A *strong* keyword baseline gets the same evidence: the clicked queries are written onto the
-# product's document. Does the dense encoder still win? And one reason to keep rare products in a data set is
-# left unmeasured: models that know a product by its number should suffer most where it is new. We measure it.
+# One comparison is missing, and it is the one we test. The dense models learn from clicks, which tie queries
+# to products, while BM25 sees titles alone. A *strong* keyword baseline gets the same evidence: the clicked
+# queries are written onto the product's document. Does the dense encoder still win? And do models that know a
+# product by its number suffer most where it is new? The authors leave that open, too.
 #
 # ## Symbols
 #
 # | symbol | meaning | in the code |
 # |---|---|---|
-# | $q$ | a request, and the query typed in it | `collection.queries[i]` |
-# | $d$ | a product, represented by its title | `collection.titles[row]` |
-# | $n_j$ | a random negative: a title drawn from the catalogue | `batch["negative"]` |
-# | $B$ | training pairs in a batch | `settings.batch_size` |
-# | $t(w \mid v)$ | chance that title word $v$ is asked for as $w$ | `translation_table` |
-# | $P_q$ | products that were clicked or bought in the request | `collection.positives[i]` |
-# | $f_\theta, g_\theta$ | query encoder, item encoder | `encoder.query_tower`, `encoder.item_tower` |
-# | $s(q, d)$ | score, $f_\theta(q)^\top g_\theta(d)$ | inner product in `DenseIndex` |
+# | $q$, $d$ | a query; a product, or its title | `collection.queries`, `collection.titles` |
+# | $P_q$ | products clicked or bought in the request | `collection.positives` |
+# | $f_\theta, g_\theta$ | encoders of query and item, $s(q, d) = f_\theta(q)^\top g_\theta(d)$ | `query_tower`, `item_tower` |
+# | $n_j$, $B$ | a random title; pairs in a batch | `batch["negative"]`, `batch_size` |
 # | $\tau$ | temperature of the softmax | `settings.temperature` |
-# | $K$ | length of the list that recall hands on | `CUTOFFS` |
 # | $z$ | a product's identifier, tokens $z_1$ to $z_L$ | `names.items[row]` |
-# | $S_\phi(q, z)$ | log-probability that the generator writes $z$ for $q$ | `log_probabilities` |
-# | $m, \lambda$ | margin of LTRGR, weight of its generation loss | `margin`, `weight` |
-# | $x$ | what a click model reads of an impression | `Inputs.forward` |
-# | $h_j, t$ | vectors of a past product and of the product shown | `past`, `target` |
-# | $w_l, W_l$ | weights of a cross layer | `CrossLayers.weights` |
-# | $y, d, m$ | in step 7: label of a judged pair, distance, margin | `batch["label"]`, `distance`, `margin` |
-# | $r$ | share of the negatives that training of click models keeps | `negatives_kept` |
-# | $u$ | direction that marks query against product | `mirror` |
+# | $S_\phi(q, z)$ | log-probability of writing $z$ | `log_probabilities` |
+# | $m, \lambda$ | margin; weight of the generation loss | `margin`, `weight` |
+# | $h_j, t$ | vectors of a past product, of the one shown | `past`, `target` |
 #
 # ## Parameters
 #
-# In the settings below, the four values of a `dial` are those of the profiles smoke, toy, small and full,
-# and `source` says where they come from. An {term}`arm` is one of the things compared; *the release* is the
+# In the settings below, the four values of a `dial` are those of the profiles smoke, toy, small and full, and
+# `source` says where they come from. An {term}`arm` is one of the things compared; *the release* is the
 # authors' code, and *Lite* the smaller edition of their data.
 
 # %% tags=["parameters"]
@@ -322,13 +303,10 @@ record = Recorder.from_environment()
 # %% [markdown]
 # ## Step 1: the log
 #
-# The chapter reads either a folder of KuaiSearch files or a *simulated shop* that emits the same
-# columns. The simulator knows what each shopper wanted; the models never see that. What it knows is
-# kept in a second object, used here to measure and never to train: to name the type of each query when
-# results are broken down, to count the clicks and orders that a list can expect, and to say how well a
-# list would do that was made with what only the simulator knows. Its rule for a click: the better a product
-# answers the request (a grade from 0 to 3) and suits the user's taste, and the nearer it stands to the top,
-# the likelier. The old engine, which decides what is shown, does not see that taste.
+# The chapter reads either a folder of KuaiSearch files or a *simulated shop* that emits the same columns.
+# What the simulator knows of each shopper's wish is kept apart, to measure with and never to train. A click
+# is the likelier, the better a product answers the request (a grade from 0 to 3) and suits the user's taste,
+# and the nearer it stands to the top. The old engine, which decides what is shown, does not see that taste.
 
 
 # %%
@@ -356,16 +334,10 @@ print({name: len(next(iter(table.values()))) for name, table in log.tables().ite
 # %% [markdown]
 # ## Step 2: the audit
 #
-# A released log is somebody's export, and exports have accidents. The list below was assembled from
-# the authors' code and from a third-party audit of the real files; each entry is a check that
-# passes, names the rows, or says why it cannot be checked here. Two of them are worth remembering beyond this data set:
-#
-# * **The future in the past.** Each ranking row carries the items that the user *recently clicked*.
-#   The lists have no time stamps, and some of their items were clicked only *after* the request. A
-#   model that reads them is told some of the answer; step 6 rebuilds histories from earlier requests,
-#   and the results say how much such a leak is worth.
-# * **Sessions are not queries.** The published "555,553 queries" count requests. Distinct strings
-#   are about half of that, so a test query has often been seen in training.
+# A released log is somebody's export, and exports have accidents. The checks below come from the authors'
+# code and the third-party audit. Remember *the future in the past*: each ranking row carries the items that
+# the user recently clicked, and some of them were clicked only *after* the request. A model that reads them
+# is told some of the answer; step 6 rebuilds histories from earlier requests.
 
 # %% tags=["page-only", "nbval-check-output"]
 import pandas as pd
@@ -387,10 +359,9 @@ def audit_table(log: KuaiSearch) -> pd.DataFrame:
 audit_table(log)
 
 # %% [markdown]
-# The simulated shop keeps the real log's habits where they are known. *Stated* figures are the
-# authors'; *counted* ones come from the third-party audit, and *derived* ones follow from either by
-# arithmetic. What is *set* was put into the simulator and proves nothing; *fitted* figures come out of
-# behaviour that was tuned to them; *size* depends on how large the log is and cannot be compared.
+# The shop keeps the real log's habits where they are known (*stated* by the authors, *counted* by the audit,
+# or *derived* from these). What is *set* was put into the simulator and proves nothing; *fitted* figures come
+# out of behaviour that was tuned to them; *size* depends on how large the log is and cannot be compared.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.worlds.shop_statistics import statistics
@@ -401,9 +372,8 @@ beside.map(lambda value: f"{value:.3g}" if isinstance(value, float) else value)
 # %% [markdown]
 # ### Who gets the traffic
 #
-# The paper's case for a new data set is what others leave out: users with little history and the
-# {term}`long tail` of products. So how unequal is this log? A *Gini coefficient* sums inequality up: 0
-# when all have the same share, close to 1 when one has everything.
+# The paper's case is users with little history and the {term}`long tail` of products. How unequal is this
+# log? A *Gini coefficient* is 0 when all have the same share, close to 1 when one has everything.
 
 # %% tags=["page-only"]
 from minisearch.tails import TailFit, concentration, gini, tail_fit
@@ -435,40 +405,21 @@ thin = concentration(tally(few, log.items["item_id"]))
 pd.DataFrame(shares | {"impressions, cut to Lite's density": thin}).T.round(3)
 
 # %% [markdown]
-# A product can only be rare where there are many products for the traffic. Compare *impressions a
-# shown item* in the table before the last one: our catalogue is so small that each product is shown far more often
-# than in the real log. The shop can show rare users and rare queries, but hardly any rare product. The
-# last row cuts the log off where it has as many impressions a product as Lite: then most products are rare.
-# Whatever this chapter says about rare products, it says about new ones, launched after training.
+# Compare *impressions a shown item* in the table before the last one: our catalogue is so small that each
+# product is shown far more often than in the real log. The last row cuts the log off at Lite's density: then
+# most products are rare. Whatever this chapter says about rare products, it says about new ones, launched
+# after training.
 #
 # ### Is the tail a power law?
 #
-# The authors say that interaction counts follow a *power law*: from some $x_{\min}$ on, the chance of
-# a count $x$ is proportional to $x^{-\alpha}$. A common habit is to fit a line to a histogram on
-# logarithmic axes. That is wrong twice: a count that one product has weighs as much as one that a
-# thousand have, and counts that none has, having no logarithm, drop out just where they become the rule.
-# The line comes out too flat, as the column *by line* shows.
-#
-# We follow {cite:t}`clauset2009` and use *maximum likelihood*: the $\alpha$ under which the observed
-# counts are most probable. For the $n$ counts $x_i \ge x_{\min}$,
-#
-# $$\ln L(\alpha) = -n \ln \zeta(\alpha, x_{\min}) - \alpha \sum_{i=1}^{n} \ln x_i,
-# \qquad \zeta(\alpha, x_{\min}) = \sum_{x = x_{\min}}^{\infty} x^{-\alpha}.$$
-#
-# Its derivative is zero where the mean of $\ln x$ under $\alpha$ is the observed one. As $x_{\min}$ we
-# take the candidate with the smallest *Kolmogorov-Smirnov distance*: the largest gap between the
-# observed and the fitted share of counts that reach $x$.
-
-
-# %% [markdown]
-# (Nothing in steps 3 to 7 needs this test.) Some power law is always the best one. Whether it is *good* is
-# tested by a *bootstrap*, one that draws from the fitted law instead of from the data: draw data
-# sets in which the power law holds from $x_{\min}$ on, with the observed counts below it; fit each in
-# the same way, choice of $x_{\min}$ included; and take as $p$ the share of them that fits no better than
-# the log. A $p$ below .1 rejects the power law. A larger one is no proof, for a tail can look like
-# several laws. So a *log-normal*, a bell curve of $\ln x$, is fitted to the same tail. *Vuong's $z$*
-# {cite:p}`vuong1989` is the mean difference of the two log-likelihoods, in standard errors: above 2 it
-# favours the power law, below -2 the log-normal, and between them the data cannot tell.
+# The authors say that interaction counts follow a *power law*: from some $x_{\min}$ on, a count $x$ has the
+# chance $x^{-\alpha} / \zeta(\alpha, x_{\min})$, with
+# $\zeta(\alpha, x_{\min}) = \sum_{x \ge x_{\min}} x^{-\alpha}$. (Nothing in steps 3 to 7 needs this test.) We
+# follow {cite:t}`clauset2009`: {term}`maximum likelihood`, from the $x_{\min}$ where law and data come
+# closest (a line through a histogram, column *by line*, is too flat), and a test of the
+# {term}`goodness of fit`: $p$ is the share of data sets drawn from the fitted law that fit no better than the
+# log. *Vuong's $z$* {cite:p}`vuong1989` compares it with a *log-normal*, a bell curve of $\ln x$: above 2 it
+# favours the power law, below -2 the log-normal.
 
 
 # %% tags=["page-only"]
@@ -496,10 +447,9 @@ entire = {n: tail_fit(counted[n], derive_seed(seed, n), whole=True) for n in TAI
 pd.DataFrame({n: tail_row(fits[n], entire[n]) for n in TAILS}).T.fillna("")
 
 # %% [markdown]
-# Read *in the tail* before *p*: the search for $x_{\min}$ climbs until what is left looks straight, and
-# a small enough piece of nearly any curve does. The last column tests all counts above zero, with no
-# such choice. In the simulated shop the truth is known: users' activity is drawn from a log-normal, so
-# that a tail of users that is *not rejected* only shows how little these two words say.
+# Read *in the tail* before *p*: a small enough piece of nearly any curve looks straight. The last column
+# tests all counts above zero. Users' activity is drawn from a log-normal here: where their tail is *not
+# rejected*, that shows how little these two words say.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "Share of products or users that reach a count, both axes logarithmic, with the fitted power law (thin dotted line) from its smallest count on. A power law would be straight throughout; here the curves of products stay flat before they fall, and only the last part of each is nearly straight.", "name": "fig-01-tail"}, "image": {"alt": "Share reaching at least x against x on logarithmic axes for impressions a product, clicks a product and requests a user. Each curve bends downwards; a thin dotted line follows the end of each."}}
 from scipy.special import zeta
@@ -524,11 +474,10 @@ if seen_tails:
 # %% [markdown]
 # ### What 5-core filtering would have hidden
 #
-# Many older data sets are *5-core* filtered: users and products with fewer than five interactions are
-# removed, and as each removal takes interactions from others, this is repeated until nothing changes.
-# Here an interaction is a product clicked or bought in a request; a request without any goes too, and so
-# does every impression of a removed product. Training and test count together, as is usual, and that
-# looks into the future: whether a user stays in training can hang on test clicks.
+# Many older data sets are *5-core* filtered: users and products with fewer than five interactions (here: a
+# product clicked or bought) are removed, again and again until none is left to remove; so are requests
+# without any, and the impressions of removed products. Training and test count together, as is usual: whether
+# a user stays in training can hang on test clicks.
 
 
 # %% tags=["page-only"]
@@ -574,24 +523,22 @@ versions = {"as logged": log, "5-core": core_filter(log, 5)}
 pd.DataFrame({n: shown_as(portrait(v, seed)) for n, v in versions.items()})
 
 # %% [markdown]
-# Three things to look for. Who goes: people or goods? In a shop with more traffic a product than a user, it
-# is people. How much easier does the rest look: requests of users without history, rare products, test
-# positives that training never showed, and CTR (which also rises because requests without a click are
-# gone)? And do the exponents notice? They describe the largest counts, and the filter takes the smallest.
+# Who goes, people or goods? In a shop with more traffic a product than a user, it is people. How much easier
+# does the rest look? (CTR also rises because requests without a click are gone.) The exponents describe the
+# largest counts, and the filter takes the smallest.
 
 # %% [markdown]
 # ## Step 3: what counts as found
 #
-# A test request is one of the latest slice of the log, with at least one product clicked or bought.
-# Its positives are the union of both, as in the authors' code, and every product of the catalogue is
-# a candidate:
+# A test request is one of the latest slice of the log (by the column `split`), with at least one product
+# clicked or bought. Its positives are the union of both, as in the authors' code, and every product of the
+# catalogue is a candidate:
 #
 # $$\mathrm{R@}K = \frac{1}{|Q|}\sum_{q \in Q} \frac{|\mathrm{top}_K(q) \cap P_q|}{|P_q|},
 # \qquad \mathrm{HR@}K = \frac{1}{|Q|}\sum_{q \in Q} \mathbb{1}[\mathrm{top}_K(q) \cap P_q \neq \emptyset].$$
 #
-# A product that the old engine never showed cannot be a positive, so that R@$K$ also measures
-# agreement with that engine. Training clicks come from the earlier part of the log. The split is the `split` column; the real
-# files are all called `train.jsonl`, whatever they hold.
+# A product that the old engine never showed cannot be a positive, so that R@$K$ also measures agreement with
+# it.
 
 
 # %%
@@ -628,19 +575,11 @@ else:
     )
 
 # %% [markdown]
-# An average over requests is an average over the head, so every score is also broken down: by what
-# the user had done before, by how often the found product had been shown, by whether the query string
-# occurs in training and, where the simulator can tell, by what kind of query it was:
-#
-# | type | what it is | like |
-# |---|---|---|
-# | head | a category, asked by many | *backpack* |
-# | brand | a brand and a category | *loyuber suitcase* |
-# | torso | a category and an attribute | *chiffon briefs* |
-# | tail | a category and several attributes | *kitty roll pouch sealed case* |
-# | ambiguous | a word with two meanings | *tank* |
-# | negation | something that is not wanted | *tote not french* |
-# | question | a need in words that no title holds | *ideas for hands busy* |
+# Averages over requests mostly describe the head, so every score is also broken down: by what the user had
+# done before, by how often the found product had been shown, by whether the query occurs in training and, in
+# the simulated shop, by its type: *head* (a category, *backpack*), *brand* (*loyuber suitcase*), *torso* and
+# *tail* (one or several attributes, *chiffon briefs*), *ambiguous* (*tank*), *negation* (*tote not french*)
+# or *question* (words that no title holds, *ideas for hands busy*).
 
 
 # %%
@@ -669,15 +608,13 @@ if collection is not None:
 # %% [markdown]
 # ## Step 4: keywords
 #
-# {term}`BM25` {cite:p}`robertson2009` scores a document by the query words it contains, weighting
-# rare words up and long documents down. It cannot bridge "sneakers" and "trainers". Two remedies keep
-# the index and change the *documents*:
+# {term}`BM25` {cite:p}`robertson2009` scores a document by the query words it contains, weighting rare words
+# up and long documents down. It cannot bridge "sneakers" and "trainers". Two remedies change the *documents*:
 #
-# * **clicked queries**: append every training query that led to a click on the product. This is
-#   memory, not learning, and it is the strong lexical arm that the claim is tested against;
-# * **doc2query** {cite:p}`nogueira2019`: learn which queries a title attracts, then append predicted
-#   queries to *every* title, clicked or not. The paper trains mT5 for it; at toy scale we use the
-#   simplest of the early statistical translation models.
+# * **clicked queries**: append every training query that led to a click on the product. This is memory, not
+#   learning, and the strong lexical arm of the claim;
+# * **doc2query** {cite:p}`nogueira2019`: learn which queries a title attracts, and append predicted ones to
+#   *every* title. At toy scale a statistical translation model predicts them.
 
 
 # %%
@@ -720,14 +657,15 @@ def add_clicked_queries(documents: list[list[str]], collection: Collection) -> N
 
 
 # %% [markdown]
-# IBM Model 1 {cite:p}`brown1993` explains each query word $w$ by some title word $v$ through a table
-# $t(w \mid v)$, learnt by expectation maximisation from clicked pairs:
+# IBM Model 1 {cite:p}`brown1993` explains each query word $w$ by some title word $v$ through a table of
+# chances $t(w \mid v)$, learnt by expectation maximisation from pairs of a query $q$ and its clicked title
+# $d$:
 #
 # $$t(w \mid v) \;\propto \sum_{(q, d):\, w \in q,\, v \in d}
 # \frac{t(w \mid v)}{\sum_{v' \in d} t(w \mid v')}, \qquad \sum_w t(w \mid v) = 1,$$
 #
-# five rounds from a uniform start, each $d$ being the title that was clicked for $q$.
-# A title then predicts the words with the largest $\sum_{v \in d} t(w \mid v)$.
+# five rounds from a uniform start. A title then predicts the words with the largest
+# $\sum_{v \in d} t(w \mid v)$.
 
 
 # %%
@@ -817,25 +755,18 @@ def lexical_all(collection: Collection, settings: RecallSettings, seed: int) -> 
 # %% [markdown]
 # ## Step 5: encoders
 #
-# A dual encoder {cite:p}`karpukhin2020` maps query and title to vectors and scores a pair by their
-# inner product. Training pulls a query to its clicked title and pushes it from the other titles of
-# the batch and from as many random ones:
+# A dual encoder {cite:p}`karpukhin2020` maps query and title to vectors and scores a pair by their inner
+# product. Training pulls a query to its clicked title and pushes it from the other titles of the batch and
+# from as many random ones:
 #
 # $$\mathcal{L} = -\frac{1}{B}\sum_{i=1}^{B} \log
 # \frac{\exp(s(q_i, d_i)/\tau)}{\exp(s(q_i, d_i)/\tau) + \sum_{j:\, d_j \neq d_i} \exp(s(q_i, d_j)/\tau)
 # + \sum_{j:\, n_j \neq d_i}\exp(s(q_i, n_j)/\tau)}.$$
 #
-# With one *shared* tower, $f_\theta = g_\theta$: what is learnt about a word in titles helps to read
-# it in queries. At toy scale the tower has no attention layers, so that it is a bag of word vectors,
-# each brought to the same length by a layer norm; `full` puts a pretrained BERT in its place, with its own
-# tokeniser, and reads the first token instead of the mean.
-#
-# Two details of the code. A title that repeats a row's own product is left out of that row's sum. And
-# on several processes `gather_rows` collects the vectors of all, so that the batch means the same.
+# With one *shared* tower, $f_\theta = g_\theta$: what is learnt about a word in titles helps to read it in
+# queries. At toy scale a tower is a bag of word vectors, each brought to the same length by a layer norm.
+# Here is its loss (`gather_rows` collects the vectors of all processes):
 
-
-# %% [markdown]
-# The class is in the package, because chapter 2 trains such an encoder too. Here is its loss:
 
 # %% tags=["page-only", "hide-input"]
 from inspect import getsource
@@ -864,8 +795,8 @@ def build_encoder(
 
 
 # %% [markdown]
-# Before the library trains anything, here is the whole loop on eight clicks. `fit`, used below, runs
-# these same lines, with a learning-rate schedule and gradient clipping around them.
+# Before the library trains anything, here is the whole loop on eight clicks. `fit`, used below, runs these
+# lines with a schedule and gradient clipping.
 
 # %% tags=["page-only"]
 if collection is not None:
@@ -979,10 +910,9 @@ def dense_two(collection: Collection, settings: RecallSettings, seed: int) -> Hi
 
 
 # %% [markdown]
-# Four more are there to be compared with. `dense_ids` knows a product by its number alone: its item tower
-# is a table with one vector a product, learnt from clicks, and no title is read. `dense_random` leaves out the negatives of the batch;
-# `dense_shuffled` trains on clicks that belong to other queries and must fail; `oracle` is told what the
-# shopper wants, and shows how much room is left above every method.
+# For comparison: `dense_ids` knows a product by its number alone, by a vector learnt from clicks;
+# `dense_random` leaves out the negatives of the batch; `dense_shuffled` trains on clicks that belong to other
+# queries and must fail; `oracle` is told what the shopper wants, and shows how much room is left.
 
 
 # %%
@@ -1024,23 +954,21 @@ def oracle(collection: Collection, settings: RecallSettings, seed: int) -> Hits:
 # %% [markdown]
 # ### Two that write the answer
 #
-# {term}`Generative retrieval <generative retrieval>` keeps no index of vectors. Every product gets an
-# {term}`identifier`, a short sequence of codes, and a sequence-to-sequence model that reads the query *writes*
-# identifiers. In {term}`DSI`, the *differentiable search index* {cite:p}`tay2022`, the model learns two things at once: to
-# write a product's identifier for its title (*indexing*), and for each query that it was clicked for (*retrieval*).
+# {term}`Generative retrieval <generative retrieval>` keeps no index of vectors: a sequence-to-sequence model
+# reads the query and *writes* the {term}`identifier` of a product, a short sequence of codes. In {term}`DSI`
+# {cite:p}`tay2022` it learns to write it both for the product's title and for each query that it was clicked
+# for.
 #
-# The identifiers come from the title vectors of the shared encoder by {term}`residual k-means`: cluster the
-# vectors, then what each differs from its centroid by, and so on, which gives $z_1$, $z_2$, $z_3$ from coarse to
-# fine. Products that agree in all three are numbered by a fourth. Probability and loss of an
-# identifier of $L$ tokens are those of any text,
+# The identifiers come from the title vectors of the shared encoder by {term}`residual k-means`, which gives
+# $z_1$, $z_2$, $z_3$ from coarse to fine. Products that agree in all three are numbered by a fourth.
+# Probability and loss of an identifier are
 #
 # $$S_\phi(q, z) = \sum_{l=1}^{L} \ln p_\phi(z_l \mid z_1 \dots z_{l-1}, q),
 # \qquad \mathcal{L}_{\mathrm{gen}} = -\tfrac{1}{L}\, S_\phi(q, z).$$
 #
-# A {term}`beam search` keeps the 50 likeliest beginnings at each step, and a tree of all identifiers (a
-# {term}`trie`) leaves it only such as lead to a product: what is written exists. The model is a small
-# BART {cite:p}`bart` whose words and codes start with the directions of the encoder's word vectors and of the
-# centroids. From random vectors, minutes of training are not enough.
+# A {term}`beam search` keeps the 50 likeliest beginnings at each step, and a {term}`trie` of all identifiers
+# leaves it only such as lead to a product. The model is a small BART {cite:p}`bart`, whose words and codes
+# start with the directions of the encoder's word vectors and of the centroids.
 
 
 # %%
@@ -1151,17 +1079,16 @@ def dsi(collection: Collection, chosen: GenerativeSettings, seed: int) -> Hits:
 
 
 # %% [markdown]
-# Such a model is trained to write one right identifier, and is then asked for a ranking. {term}`LTRGR`
-# {cite:p}`li2024` adds a second stage that *learns to rank*: let the trained model retrieve for the training
-# queries, and demand that what was clicked beats what it retrieved instead by a margin $m$,
+# Such a model learns to write one right identifier, and is then asked for a ranking. {term}`LTRGR`
+# {cite:p}`li2024` adds a second stage: let the trained model retrieve for the training queries, and demand
+# that what was clicked beats what it retrieved instead by a margin $m$,
 #
 # $$\mathcal{L} = \max\bigl(0,\; m + S_\phi(q, z^-_1) - S_\phi(q, z^+_1)\bigr)
 # + \max\bigl(0,\; m + S_\phi(q, z^-_2) - S_\phi(q, z^+_2)\bigr) + \lambda\, \mathcal{L}_{\mathrm{gen}}(q, z^+_2).$$
 #
 # In the first term stand the highest of the clicked and the highest of the other products of the list, in the
-# second a random one of each. The generation loss keeps the model from forgetting how to write. The release's
-# wrong identifiers are made of the likeliest, or of random, allowed tokens, position by position; ours are products
-# that were retrieved, as in the original. Its $\lambda$ is 1000, beside which both margins count little.
+# second a random one of each. At the release's $\lambda$ of 1000, both count little beside the loss of
+# writing.
 
 
 # %%
@@ -1266,8 +1193,7 @@ def ltrgr(collection: Collection, chosen: GenerativeSettings, seed: int) -> Hits
 
 
 # %% [markdown]
-# LTRGR trains longer than DSI. `dsi_longer` is DSI given as much time: what of LTRGR's gain is ranking, and
-# what only practice?
+# `dsi_longer` is DSI given as much time as LTRGR.
 
 # %%
 MAIN = {
@@ -1290,9 +1216,8 @@ ARMS = MAIN | EXTRA | GENERATIVE | {"oracle": oracle}
 # %% [markdown]
 # ### A reality check on words nobody here invented
 #
-# A simulator can only return what was put into it. The icons of Font Awesome {cite:p}`fontawesome`
-# come with search terms that nobody here invented. Terms are split, so that no test term occurs in
-# training. Same arms, same code, no clicks: a pair of term and icon takes the place of a click.
+# A simulator can only return what was put into it. The icons of Font Awesome {cite:p}`fontawesome` come with
+# real search terms. A pair of term and icon stands for a click; no test term occurs in training.
 
 
 # %%
@@ -1327,21 +1252,11 @@ if not schema_only:
 # %% [markdown]
 # ## Step 6: ranking
 #
-# Recall hands on a list; the {term}`ranking stage` orders it for one shopper. Its models estimate the
-# chance of a click from whatever is known about shopper, request and product, and learn from what was
-# shown and not clicked as much as from clicks. KuaiSearch compares five of them on the same inputs:
-#
-# | input | what it is | width in the release |
-# |---|---|---|
-# | query, title | frozen text vectors | 512 each |
-# | user | number, gender, age group | 32 + 8 + 16 |
-# | product | number, three category levels | 32 + 16 + 32 + 64 |
-# | history | the last 20 products clicked or bought, embedded with the product's tables | as a product |
-#
-# A request of the recall table holds all of it: its shown products are the rows of the rank table, in
-# order, and a history is what the same user clicked in *earlier* requests. The list of recently clicked
-# products that the rank table carries is not needed, and we shall see what happens to those who
-# use it.
+# Models of the {term}`ranking stage` estimate the chance of a click, and learn from what was shown and not
+# clicked as much as from clicks. Five of them read the same inputs: query and title as frozen text vectors;
+# the user's number, gender and age group; the product's number and three category levels; and the *history*,
+# the last 20 products that the same user clicked or bought in *earlier* requests, embedded with the product's
+# tables. The recall table holds all of it.
 
 
 # %%
@@ -1377,10 +1292,8 @@ class RankingSettings(Settings):
 ranking = RankingSettings.of(profile)
 
 # %% [markdown]
-# The release takes its text vectors from a pretrained encoder. At toy scale they come from *latent
-# semantic analysis* {cite:p}`deerwester1990`: a matrix of texts by words, rare words weighted up, cut to its largest singular
-# directions. It sees titles and the words of all queries, those of test requests too, but no click, so that
-# no click is used twice.
+# At toy scale the text vectors come from *latent semantic analysis* {cite:p}`deerwester1990`: a matrix of
+# texts by words, rare words weighted up, cut to its largest singular directions.
 
 
 # %%
@@ -1513,21 +1426,20 @@ class Inputs(nn.Module):
 
 
 # %% [markdown]
-# Now the five. Write $x$ for that vector; $\odot$ multiplies entry by entry, MLP is a small network. **DNN**
-# (deep neural network) feeds $x$ to two hidden layers. **Wide & Deep**
-# {cite:p}`cheng2016` adds a weight for every single number (user, product, category). **DCN**
-# {cite:p}`wang2017` multiplies $x$ with itself, layer by layer, through a vector $w_l$;
-# **DCNv2** {cite:p}`wang2021` through a matrix $W_l$:
+# Write $x$ for the vector of all inputs; $\odot$ multiplies entry by entry, MLP is a small network. **DNN**
+# feeds $x$ to two hidden layers. **Wide & Deep** {cite:p}`cheng2016` adds a weight for every single number
+# (user, product, category). **DCN** {cite:p}`wang2017` multiplies $x$ with itself, layer by layer, through a
+# vector $w_l$; **DCNv2** {cite:p}`wang2021` through a matrix $W_l$ (both in `CrossLayers.weights`):
 #
 # $$x_{l+1} = x_l + x_0\,(w_l^\top x_l) + b_l, \qquad x_{l+1} = x_l + x_0 \odot (W_l x_l + b_l).$$
 #
-# **DIN** {cite:p}`zhou2018` looks at the history with the product in mind. Where the others average
-# the past products $h_j$, it weights each by how it compares with the target $t$:
+# Where the others average the past products $h_j$ of the history, **DIN** {cite:p}`zhou2018` weights each by
+# how it compares with the target $t$:
 #
 # $$\sum_j a(h_j, t)\, h_j, \qquad a(h, t) = \mathrm{MLP}[h;\, t;\, h - t;\, h \odot t].$$
 #
-# As in the release, DIN also has DCN's cross layers, its weights are not normalised, and DCN's layers
-# (not DCNv2's) end in a batch norm.
+# As in the release, DIN also has DCN's cross layers, its weights are not normalised, and DCN's layers (not
+# DCNv2's) end in a batch norm.
 
 
 # %%
@@ -1651,9 +1563,9 @@ CLICK_MODELS = {
 }
 
 # %% [markdown]
-# Most of what is shown is not clicked. At toy scale we train on every click and on one in five of the
-# rest, and undo it afterwards: keeping a share $r$ of the negatives multiplies the odds by $1/r$, so
-# the log-odds of the model are lowered by $\log 1/r$ {cite:p}`he2014`. Testing uses every impression.
+# At toy scale we train on every click and on one in five of the other impressions, and undo it afterwards:
+# keeping a share $r$ of the negatives multiplies the odds by $1/r$, so the log-odds of the model are lowered
+# by $\log 1/r$ {cite:p}`he2014`. Testing uses every impression.
 
 
 # %%
@@ -1700,19 +1612,15 @@ def click_chances(model: ClickModel, shown: Impressions, kept: float) -> np.ndar
 
 
 # %% [markdown]
-# **What is measured.** {term}`AUC` is the chance that a clicked impression scores above one that was not
-# clicked, over all test impressions together; {term}`log loss` also asks whether the chances are right;
-# {term}`NDCG@10` orders each request's own list and asks whether its clicks come first. AUC compares
-# impressions of different requests, so that a single request has no AUC and its error needs another way. But it is an average over
-# positives and an average over negatives, and `auc_by_group` splits it into shares of groups of users
-# {cite:p}`delong1988`, whose mean is the AUC and whose spread is its error.
+# AUC is taken over all test impressions together; {term}`log loss` also asks whether the chances are right,
+# and {term}`NDCG@10` whether the clicks of each request come first. For its error, AUC is split into shares
+# of groups of users {cite:p}`delong1988`.
 #
 # Three arms set the scale. `rank_item_ctr` knows only how often each product was clicked when shown.
-# `rank_place` repeats the order in which the engine had shown the products: people click what stands
-# first ({term}`position bias`), and the label cannot tell that from liking, so that the engine's own order
-# scores high on its own log. None of the five models is told the place, as in the release. `rank_truth`
-# asks the simulator for the chance of a click if the product stood first: a yardstick, not a bound, for it
-# knows the shopper's taste, but not the place.
+# `rank_place` repeats the order in which the engine showed the products: people click what stands first
+# ({term}`position bias`). As in the release, none of the five is told the place. `rank_truth` asks the
+# simulator for the chance of a click if the product stood first: a yardstick, not a bound, for it knows the
+# shopper's taste, but not the place.
 
 
 # %%
@@ -1772,17 +1680,14 @@ def measure_clicks(name: str, chance: np.ndarray, shown: Impressions) -> None:
 
 
 # %% [markdown]
-# Beside the five and their reference points stand arms that take something away. Two of them read the
-# query and know the product in one way only: the DNN `rank_ids` by its number (with those of the user and
-# the history), the DNN `rank_text` by the words of its title. What does each lose on a product that
-# training hardly showed? `rank_shuffled` learns from shuffled labels and must end at one half. And three copies
-# of DIN differ in nothing but where the history comes from, on the requests of the rank table:
+# Two more DNNs read the query and know the product in one way only: `rank_ids` by its number (with those of
+# the user and the history), `rank_text` by its title. `rank_linear` has no hidden layer. `rank_shuffled`
+# learns from shuffled labels and must end at one half. And three copies of DIN, on the requests of the rank
+# table, differ in the history alone:
 #
-# | arm | history |
-# |---|---|
-# | `rank_past` | rebuilt: what the user clicked in earlier requests |
-# | `rank_logged` | the list `recently_clicked_item_ids` as logged, a few per cent of it from the future |
-# | `rank_late` | an export that runs too late: the rebuilt list and the clicks of the request itself |
+# * `rank_past`: rebuilt from earlier requests;
+# * `rank_logged`: as logged, a few per cent of it from the future;
+# * `rank_late`: as an export that runs too late would have it, with the clicks of the request itself.
 
 
 # %%
@@ -1884,14 +1789,11 @@ HISTORY_ARMS = ("rank_past", "rank_logged", "rank_late")
 # %% [markdown]
 # ## Step 7: relevance
 #
-# The third model asks neither who you are nor what you clicked: does this product answer these words?
-# The {term}`relevance stage` keeps a page clean where clicks would not. Its data are judgements, not
-# clicks: pairs of query and product with a score from 0 to 3.
-#
-# **The label.** A pair is positive if and only if its score is 3. The release's own script at its last
-# commit reads a field `label` that the data do not have, so that every pair would come out negative; the
-# published test file settles the rule. Every tenth pair is a test pair. The {term}`base rate`, the share
-# of positives, belongs beside every area under the precision-recall curve: it is what a blind guess gets.
+# The {term}`relevance stage` asks neither who you are nor what you clicked: does this product answer these
+# words? Its data are pairs of query and product with a judged score from 0 to 3. A pair is positive if and
+# only if its score is 3. (The release's script reads a field `label` that the data do not have; the published
+# test file settles the rule.) The {term}`base rate`, the share of positives, is what a blind guess gets as
+# area under the precision-recall curve (PR-AUC).
 
 
 # %%
@@ -1966,33 +1868,28 @@ if judged is not None:
 # Three kinds of model, from the cheapest to the dearest at search time:
 #
 # * a **bi-encoder** turns query and product into vectors *apart*, so that product vectors can be made
-#   beforehand. Their cosine is the score; the contrastive loss with margin $m$ is
-#   $y\,d^2 + (1 - y)\max(0, m - d)^2$ with $d = 1 - \cos$;
-# * a **cross-encoder** reads both texts *together*. Nothing can be prepared, but it can look whether each
-#   word of the query is answered, and by what;
-# * a **yes/no language model** is asked the question in words, and the score is the chance of "yes"
-#   against "no" as its next word.
+#   beforehand. Their cosine is the score; a pair of label $y$ costs $y\,d^2 + (1 - y)\max(0, m - d)^2$ with
+#   $d = 1 - \cos$ and a margin $m$;
+# * a **cross-encoder** reads both texts *together*;
+# * a **yes/no language model** is asked in words, and the score is the chance of "yes" against "no" as its
+#   next word.
 #
-# Two references need no model: `rel_overlap` is the share of the query's words that the product's text
-# holds, and `rel_query` never looks at the product: the share of positives among the query's training pairs.
-# That alone is far from a blind guess, because some queries are easier to answer than others. So beside
-# ROC-AUC over all pairs, the paper's measure, stands `auc_within`, over pairs of the same query only.
+# Two references need no model: `rel_overlap` is the share of the query's words that the product's text holds,
+# and `rel_query` the share of positives among the query's training pairs, whatever the product. That is far
+# from a blind guess, because some queries are easier to answer than others. So beside ROC-AUC over all pairs,
+# the paper's measure, stands `auc_within`, over pairs of the same query only.
 #
-# In `full` all three start from published checkpoints. At toy scale no text was ever read before, and
-# the first thing to know about a transformer from nothing is that some ten thousand judgements do not
-# teach it to compare words. Two things stand in for pretraining. All three models start from the word
-# vectors of step 5, so that clicks have taught them which words go together. And the attention of the
-# two that read both texts starts *mirrored*: a word looks for itself in the other text. With a vector
-# $4u$, $u$ of length one, that is added to the words of the query and subtracted from those of the
-# product,
+# Some ten thousand judgements do not teach a transformer from nothing to compare words. At toy scale two
+# things stand in for pretraining. All three models start from the word vectors of step 5. And the attention
+# of the two that read both texts starts *mirrored*: a word looks for itself in the other text. With a vector
+# $4u$, $u$ of length one, added to the words of the query and subtracted from those of the product, and small
+# random $\epsilon$ and $\epsilon'$,
 #
-# $$W_Q = I + \epsilon, \qquad W_K = I - 2uu^\top + \epsilon', $$
+# $$W_Q = I + \epsilon, \qquad W_K = I - 2uu^\top + \epsilon',$$
 #
-# Multiplied out, smaller terms aside, words $v, v'$ of different texts score $v^\top v' + 4^2$ and words of
-# one text $v^\top v' - 4^2$: the score is large where the words agree and their texts differ ($I$ is the
-# identity, $\epsilon$ and $\epsilon'$ are small random weights). Untrained, such a model judges no better than chance, and training is free to leave the start.
-# Still it is a hint, made by hand, that a bi-encoder cannot take. `rel_plain` is the same cross-encoder
-# without it: whatever the results say about cross-encoders, compare both.
+# words $v, v'$ of different texts score about $v^\top v' + 4^2$, of one text $v^\top v' - 4^2$. This start is
+# a hint, made by hand, that a bi-encoder cannot take. `rel_plain` is the same cross-encoder without it:
+# whatever the results say about cross-encoders, compare both.
 
 
 # %%
@@ -2312,10 +2209,9 @@ def measure_pairs(name: str, scores: np.ndarray, task: Judged) -> None:
 # %% [markdown]
 # ## Train and watch
 #
-# Each {term}`arm` below is one way to fill the list. Every trained arm, and every keyword arm that uses
-# clicks, gets the same clicks. The arms of the claims had a sweep of six settings each on development
-# shops, frozen above; what was searched beyond that is on the card. The rest take over the setting of their
-# nearest relative.
+# Every trained arm, and every keyword arm that uses clicks, gets the same clicks. The arms of the claims had
+# a sweep of six settings each on development shops (what was searched beyond that is on the card); the rest
+# take over the setting of their nearest relative.
 
 
 # %%
@@ -2437,8 +2333,8 @@ def run_arm(name: str) -> None:
 
 
 # %% [markdown]
-# Three models take longest and bear on no claim: the language model and the two generators of recall. Their
-# scores below come from the grid alone; without this cell, `minisearch run 01` trains them here.
+# Three models take longest and bear on no claim. Their scores below come from the grid alone; without this
+# cell, `minisearch run 01` trains them here.
 
 # %% tags=["page-only"]
 ON_PAGE["rel"].remove("lm")
@@ -2457,18 +2353,14 @@ for name in results:
     run_arm(name)
 
 # %% [markdown]
-# Curves to keep an eye on. *Recall:* a blind guess among $B$ in-batch and $B$ random titles costs
-# $\log(2B)$ (dotted). The loss starts *above* it, because vectors with a layer norm are long and a
-# random model is confidently wrong, and should cross the line within the first tenth of training. It
-# does not go to zero: shoppers who type the same words click different products.
+# How healthy curves look. *Recall:* a blind guess among $B$ in-batch and $B$ random titles costs $\log(2B)$
+# (dotted). The loss starts *above* it, as a random model is confidently wrong, and should cross the line
+# within the first tenth of training. It stays above zero: shoppers who type the same words click different
+# products. *Relevance:* the cross-encoder should leave the entropy of the base rate (dotted) within the first
+# quarter; `rel_plain` sinks slowly and levels off halfway.
 #
-# *Relevance:* a blind guess costs the entropy of the base rate (dotted). The cross-encoder starts there and
-# should leave it within the first quarter of training; a curve that sinks slowly and levels off halfway, as
-# that of `rel_plain` does, belongs to a model that never saw one text in the light of the other.
-#
-# One failure is kept: the encoder trained on clicks whose products were shuffled. Nothing is left to learn
-# but which products are popular. A curve of yours that looks like it means that queries and products have
-# come apart between the log and the batch.
+# One failure is kept: the encoder trained on shuffled clicks. If a curve of yours looks like it, queries and
+# products have come apart between the log and the batch.
 
 # %% tags=["page-only", "train"]
 if results:
@@ -2514,9 +2406,9 @@ if HISTORIES:
 #
 # ### Recall
 #
-# First this page's own run: one shop, one seed, the main arms. *Expected orders* are what the
-# simulator's shoppers would buy, on average, from the first 20 places; *cold_penalty* is R@50 of products
-# that training showed over 20 times, less that of the others.
+# First this page's own run: one shop, one seed, the main arms. *Expected orders* are what the simulator's
+# shoppers would buy, on average, from the first 20 places; *cold_penalty* is R@50 of products that training
+# showed over 20 times, less that of the others.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch import pages
@@ -2528,9 +2420,7 @@ pages.score_table(
 )
 
 # %% [markdown]
-# An average hides who pays. Below, R@50 of the strong lexical arm and of the shared encoder, bucket by
-# bucket. Read it for the rows where the order turns: there the encoder has learnt something that
-# copying queries onto documents cannot give, or has failed to keep what copying gives for free.
+# Read R@50 by bucket for the rows where the order turns.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "R@50 by bucket on this page's run: strong lexical arm against the shared encoder. Each line joins the two arms on the same requests; where the encoder's dot is on the right, it found more.", "name": "fig-01-buckets"}, "image": {"alt": "Dot plot of recall at 50 by bucket of query type, query seen or new, user history and product exposure, for BM25 with clicked queries and the shared dual encoder."}}
 PAIR = ("bm25_clicks", "dense_shared")
@@ -2540,9 +2430,8 @@ if fig := pages.bucket_plot(
     record.figure(fig, "buckets", "R@50 by bucket")
 
 # %% [markdown]
-# The generators are not trained on this page, but the names that they would learn to write follow from its
-# encoder. Neighbours share their first codes, the last one counts duplicates. The table says how well the codes
-# before it tell products apart (without it, an *ICR* below 1 would be products that cannot be told apart at all).
+# The generators are not trained on this page, but the identifiers follow from its encoder. The last code
+# counts duplicates; *ICR* is the share of products that share all codes before it with no other.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.identifiers import quality_table
@@ -2560,8 +2449,7 @@ if results:
     display(table.set_index("quantity").round(3))
 
 # %% [markdown]
-# On the icons, no test term was seen in training, so that copying terms onto documents helps only where
-# a new term shares a word with an old one.
+# On the icons, copying terms helps only where a new term shares a word with an old one.
 
 # %% tags=["page-only", "hide-input"]
 pages.score_table(record.metrics, [arm for arm in results if "@icons" in arm], SHOWN)
@@ -2569,9 +2457,8 @@ pages.score_table(record.metrics, [arm for arm in results if "@icons" in arm], S
 # %% [markdown]
 # ### Ranking
 #
-# The five models of the paper, and what they are held against. Look at `rank_place` first: how good the
-# logged order looks on its own log is a measure of position bias, not of the engine. `cold_penalty` is the
-# AUC of products that training showed over 20 times less that of the others.
+# Look at `rank_place` first: how good the logged order looks on its own log measures position bias, not the
+# engine. `cold_penalty` is here a difference of AUC.
 
 # %% tags=["page-only", "hide-input"]
 RANK_SHOWN = ("auc", "log_loss", "ndcg@10", "cold_penalty")
@@ -2579,17 +2466,15 @@ ranked = [arm for arm in results if arm.startswith("rank_") and arm not in HISTO
 pages.score_table(record.metrics, ranked, RANK_SHOWN)
 
 # %% [markdown]
-# What a model can do depends on what is known. Does the model of numbers lose more than the model of words
-# on products that training hardly showed, most of them launched after it ended? Mind that it has less to
-# lose: compare the levels, not the differences alone.
+# Does the model of numbers lose more than the model of words on products that training hardly showed? Mind
+# that it has less to lose: compare the levels, not the differences alone.
 
 # %% tags=["page-only"] mystnb={"figure": {"caption": "AUC by bucket on this page's run: the click model that knows products by number against the one that reads their titles; both read the query. One half is a blind guess; small buckets are noisy.", "name": "fig-01-rank-buckets"}, "image": {"alt": "Dot plot of AUC by bucket of query type, query seen or new, user history and product exposure, with one mark for the model of numbers and one for the model of titles, joined by a line."}}
 if fig := pages.bucket_plot(record.metrics, ("rank_ids", "rank_text"), "auc", "AUC"):
     record.figure(fig, "rank-buckets", "AUC of ids and of texts by bucket")
 
 # %% [markdown]
-# And the three histories. The rebuilt one is the honest figure; whatever another export adds to it comes
-# from what will not be known in service, and will be gone there.
+# Whatever another history gains over the rebuilt one will be gone in service.
 
 # %% tags=["page-only", "hide-input"]
 histories_shown = [arm for arm in results if arm in HISTORY_ARMS]
@@ -2598,10 +2483,10 @@ pages.score_table(record.metrics, histories_shown, RANK_SHOWN[:3])
 # %% [markdown]
 # ### Relevance
 #
-# Read the rows in pairs. `rel_query` against `rel_bi`: how much of a good ROC-AUC comes from knowing which
-# *queries* are easily answered? `rel_bi` against `rel_cross`, and then against `rel_plain` in the
-# grid's table: the lead of reading both texts together, and what of it is the mirrored start. Last the column
-# `auc_within`: within one query, where a shopper compares, leads are smaller and test pairs few.
+# `rel_query` against `rel_bi`: how much of a good ROC-AUC comes from knowing which *queries* are easily
+# answered? `rel_bi` against `rel_cross`, and against `rel_plain` in the grid's table: what does reading both
+# texts together add, and what the mirrored start? Within one query (`auc_within`), leads are smaller and test
+# pairs few.
 
 # %% tags=["page-only", "hide-input"]
 judges = [arm for arm in results if arm.startswith("rel_")]
@@ -2616,8 +2501,8 @@ if fig := pages.bucket_plot(record.metrics, ("rel_bi", "rel_cross"), "auc", "ROC
 # %% [markdown]
 # ### What the grid says
 #
-# One run proves little. What is published rests on the evidence grid: the same cells of this notebook
-# over three shops and several seeds, with the intervals and verdicts that were registered beforehand.
+# What is published rests on the evidence grid: the same cells of this notebook over three shops and several
+# seeds, with intervals and verdicts registered beforehand.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.showing import claims_markdown
@@ -2625,7 +2510,7 @@ from minisearch.showing import claims_markdown
 Markdown(claims_markdown("01_kuaisearch"))
 
 # %% [markdown]
-# This page's own run uses a seed that is not in the grid; it should fall where the grid predicts.
+# This page's own run, of a seed that is not in the grid, should fall where the grid predicts.
 
 # %% tags=["page-only", "hide-input"]
 as_registered = not (turned or data or core) and click_share == 1
@@ -2634,23 +2519,19 @@ print(
 )
 
 # %% [markdown]
-# Every arm of the grid, averaged over worlds and seeds, stage by stage. Two rows of recall beside the
-# claims are worth a look. `dense_random` trains without the titles of the batch, which come up as often
-# as they are clicked and so teach the encoder to think little of popular products. `lexical_all` writes
-# both clicked queries and predicted words onto the titles: how far keywords go without a vector.
+# Every arm of the grid, averaged over worlds and seeds, stage by stage. In recall, `dense_random` trains
+# without the titles of the batch, which come up as often as they are clicked and so teach the encoder to
+# think little of popular products; `lexical_all` writes both clicked queries and predicted words onto the
+# titles.
 #
-# And the paper's two generative baselines, `dsi` and `ltrgr`. Hold them against `bm25` first, which beats
-# DSI in the paper's table; then against `dense_shared`, from which both their identifiers and their first vectors come,
-# so that what they lose on the way is the price of writing; and `ltrgr` against `dsi_longer`, which
-# had as much practice and no ranking.
-#
-# In this shop the order is not the paper's. Both are far ahead of plain BM25, and no price of writing shows: they find a
-# little more than the encoder that they come from, after a training that takes several times as long and starts where its training
-# ended; what the encoder would do with that time, the grid does not say. Keywords on clicked queries (`bm25_clicks`, `lexical_all`), which have
-# no vectors at all, are their equals, and bring what is more relevant. Compared with the encoder, what the two bring is clicked and bought more often and is somewhat
-# *less* relevant, and they lose more on products without clicks. That looks as if they had learnt what is popular; we did
-# not test it. And `dsi_longer` is not behind `ltrgr`: what the second stage gains here, more of the first gains too. Neither row is a registered
-# claim, and the shop, with its few thousand products, is the smaller world by far: identifiers of three codes and a beam of 50 cover a good part of it.
+# The two generative baselines start from `dense_shared`. In this shop the order is not the paper's: both are
+# far ahead of plain BM25, and find a little more than that encoder, after a training that takes several times
+# as long and starts where its training ended; what the encoder would do with that time, the grid does not
+# say. Keywords on clicked queries are their equals, and bring what is more relevant. Compared with the
+# encoder, what they bring is clicked and bought more often and is somewhat *less* relevant, and they lose
+# more on products without clicks. And `dsi_longer`, without ranking, is not behind `ltrgr`. The shop is the
+# smaller world by far: identifiers of three codes and a beam of 50 cover a good part of its few thousand
+# products.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.claims import Card
@@ -2677,8 +2558,8 @@ pages.arm_table("01_kuaisearch", RANK_SHOWN, stage_arms("rank"))
 pages.arm_table("01_kuaisearch", ("auc", "pr_auc", "auc_within"), stage_arms("rel"))
 
 # %% [markdown]
-# An average over seeds hides how much they differ, and with three seeds a world that decides how sure we
-# can be. Lowest and highest AUC of each arm in each shop:
+# With three seeds a world, how much they differ decides how sure we can be. Lowest and highest AUC in each
+# shop:
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.cards import load_cells
@@ -2704,30 +2585,29 @@ seed_spread(
 )
 
 # %% [markdown]
-# What we take from the new claims:
+# What we take from the other claims:
 #
-# * *Click models.* Whether five models tie is a question of the margin. Nearly all pairs lie within it, but
-#   the widest, DCNv2 against DCN, has an interval that reaches beyond, so that "all within .01" is not
-#   shown. Every one of the five is far above the linear model on the same inputs; nearly all of that comes
-#   from reading query and title together, which any hidden layer can do.
-# * *Relevance.* Where the cross-encoder leads, it leads by more than any pair of click models differs, but
-#   its seeds lie far apart, and three of them do not settle it. Mind the two other lines: the language model,
-#   and the cross-encoder without the mirrored start, which falls far behind the bi-encoder.
+# * *Click models.* Nearly all pairs lie within the margin, but the widest, DCNv2 against DCN, has an interval
+#   that reaches beyond, so that "all within .01" is not shown. Every one of the five is far above the linear
+#   model on the same inputs; nearly all of that comes from reading query and title together.
+# * *Relevance.* The cross-encoder leads by more than any pair of click models differs, and
+#   its interval lies above zero, but among seven further claims that is not enough (Holm): one of its runs is
+#   behind. Without the mirrored start it falls far behind the bi-encoder.
 # * *New products.* In recall, a model of numbers is nearly as good as a model of titles on the average, and
-#   finds hardly anything that is new. That is what an average over well-known products hides. In ranking,
-#   the model of numbers knows too little to lose anything, and the precondition says so.
+#   finds hardly anything that is new. In ranking, the model of numbers has learnt too little for a verdict,
+#   as its precondition shows.
 # * *Histories.* At the share of future items that was counted in the real files, the leak cannot be seen in
 #   the score, and even a history wholly from later requests moves it little, because people here seldom ask
-#   again for what they clicked. A history with the request's own clicks can be seen from afar. A leak that
-#   does not show is no licence: what is measured is then a little wrong, by an amount that depends on the shop.
+#   again for what they clicked. One with the request's own clicks can be seen from afar. A leak that does not
+#   show is no licence: by how much it misleads depends on the shop.
 
 # %% [markdown]
-# And by bucket, again over the grid. Two kinds of requests decide how the comparison of *recall* comes
-# out for a shop of your own. *Questions* hold words that no title holds: there the encoder is far ahead
-# of every keyword arm. *Products that training never showed* have no clicked queries: there the strong
-# lexical arm falls far below plain BM25, since every query written onto a popular product competes with
-# the quiet ones' titles, and the encoder lies in between. Most requests are neither, and copying the
-# words of earlier clicks serves them better than learning from those clicks.
+# And by bucket. Two kinds of requests decide how the comparison of *recall* comes out elsewhere. *Questions*
+# hold words that no title holds: there the encoder is far ahead of every keyword arm. *Products that training
+# never showed* have no clicked queries: there the strong lexical arm falls far below plain BM25, since
+# queries written onto popular products compete with the quiet ones' titles, and the encoder lies in between.
+# Most requests are neither, and copying the words of earlier clicks serves them better than learning from
+# those clicks.
 
 # %% tags=["page-only", "hide-input"]
 COMPARED = ("bm25", "bm25_clicks", "dense_shared", "dense_random", "dsi", "ltrgr")
@@ -2745,13 +2625,10 @@ pages.bucket_table(
 # %% [markdown]
 # ### Two dials: words that differ, clicks that are there
 #
-# A simulator has dials, so "dense beats lexical" cannot be a finding about shops; at best it is a
-# finding about where the dials stand. Two of them bear on recall, and the grid turned both.
-#
-# The first is how often titles and queries use different words for the same thing. It was set so that
-# the shared encoder and plain BM25 stand to each other as on the real data, so that nothing can be
-# concluded from *that* ratio: it was put in. The second is how many of the training clicks may be
-# learnt from. Click a name to hide its line.
+# "Dense beats lexical" is here at best a finding about where a simulator's dials stand. The grid turned two.
+# The first is how often titles and queries use different words for the same thing. It was set so that the
+# shared encoder and plain BM25 stand to each other as on the real data: nothing can be concluded from *that*
+# ratio. The second is how many of the training clicks may be learnt from.
 
 # %% tags=["page-only", "hide-input"]
 DEFAULTS = {"synonyms": ShopConfig().synonyms, "click_share": 1.0}
@@ -2789,8 +2666,8 @@ if collection is not None:
 # %% [markdown]
 # ### How late a history may be
 #
-# `rank_late` shows what a leak can do, `rank_logged` what the one in the data does. Here is the dial:
-# the share of the logged history that comes from the future, .04 in the real files by the audit.
+# The dial of `rank_logged`: the share of the logged history that comes from the future, .04 in the real files
+# by the audit.
 
 # %% tags=["page-only", "hide-input"]
 pages.dose_chart(
@@ -2808,8 +2685,8 @@ pages.dose_chart(
 # %% [markdown]
 # ### What the filter would have told us
 #
-# The same arms on the 5-core part of the same logs, trained and tested there. If somebody had handed us
-# only that data set, this is the table we would have published.
+# The same arms, trained and tested on the 5-core part of the same logs: what we would have published, had we
+# had only that.
 
 
 # %% tags=["page-only", "hide-input"]
@@ -2840,14 +2717,13 @@ pages.tuning_table("01_kuaisearch")
 # %% [markdown]
 # ## Exercises
 #
-# Each exercise checks itself: the cell after the answer names the property that fails, never the
-# answer. Grading tries further properties than a student's notebook shows. To try them unspoilt, with stubs in place of the solutions, make a student's notebook:
-# `minisearch assignment build 01 --out DIR`.
+# Each answer is checked by the cell after it. `minisearch assignment build 01 --out DIR` makes a notebook
+# with stubs for the solutions.
 #
 # ### Exercise 1: what counts as found
 #
-# Write recall at $K$ for *one* request, given a ranked list and the items that were clicked and
-# bought. Mind the union of the two, the request without either, and a $K$ beyond the list.
+# Write recall at $K$ for *one* request, given a ranked list and the items that were clicked and bought. Mind
+# the union of the two, the request without either, and a $K$ beyond the list.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.classroom import check, checks
@@ -2897,11 +2773,9 @@ assert check("ch01-recall", recall_of_request)
 # %% [markdown]
 # ### Exercise 2: a silent bug
 #
-# The strong lexical arm writes the words of clicked queries onto product titles before it builds its
-# keyword index. A colleague rewrote the part below. It runs, nothing warns, and its recall is
-# splendid. The argument is the log's recall table: `query` and `split` hold one string a request, and
-# `clicked_item_ids` the clicked items, where `clicks.rows[i]` is the request that clicked
-# `clicks.values[i]`.
+# A colleague rewrote the part of the strong lexical arm that writes clicked queries onto products. It runs,
+# nothing warns, and its recall is splendid. The argument is the log's recall table: `query` and `split` hold
+# one string a request; of its `clicked_item_ids`, `rows[i]` is the request that clicked item `values[i]`.
 
 
 # %%
@@ -2915,9 +2789,9 @@ def words_of_clicks(recall: dict) -> dict[int, list[str]]:
 
 
 # %% [markdown]
-# Write down a guess: how much does R@50 gain, and for which query types most? Then find out why the
-# result is too good and write `honest_words` with the same signature. Repeated words count, as before; an item that may not
-# have any words yet has no entry at all, not an empty one.
+# Write down a guess: how much does R@50 gain, and for which query types most? Then find out why the result is
+# too good and write `honest_words` with the same signature. Repeated words count; an item that may not have
+# any words yet has no entry at all.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-silent", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -2975,8 +2849,7 @@ def properties_of_words(expand):
 assert check("ch01-silent", honest_words)
 
 # %% [markdown]
-# And the guess? Both versions, on this page's shop (clicks alone, without the orders that the arm also
-# uses):
+# And the guess? Both versions, on this page's shop (clicks without orders):
 
 # %% tags=["page-only", "hide-input"]
 if collection is not None:
@@ -2998,12 +2871,12 @@ if collection is not None:
 # %% [markdown]
 # ### Exercise 3: predict, then break it
 #
-# Write down a prediction before you scroll back to the dials: at which share of the training clicks
-# does the shared encoder overtake plain BM25? Does it ever overtake the strong lexical arm? To read a
-# turning point off measured curves, write a function that interpolates linearly to the first crossing;
-# a tie is not yet overtaking. Then break the shop: turn the other dial to both ends
+# Write down a prediction before you scroll back to the dials: at which share of the training clicks does the
+# shared encoder overtake plain BM25? Does it ever overtake the strong lexical arm? Write a function that
+# interpolates measured curves linearly to the first crossing; a tie is not yet overtaking. Then turn the
+# other dial to both ends
 # (`minisearch reproduce 01 --arms bm25,bm25_clicks,dense_shared --worlds 0 --seeds 0 -p synonyms 0`, then
-# `1`) and see what moves in the printed scores.
+# `1`) and see what moves.
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-turn", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -3060,14 +2933,12 @@ for dial_name in ("click_share", "synonyms"):
 # %% [markdown]
 # ### Exercise 4: a history without the future
 #
-# A click model may read what a user clicked *before* the request. Write `history`: of one user's clicks,
-# given as times and items in any order, the latest items clicked strictly before `now`, at most `last` of
-# them, oldest first. Clicks of equal time may stand in either order; a repeated item stays. Mind which
-# comes first, leaving out or cutting off, and a `last` of 0.
+# Write `history`: of one user's clicks, given as times and items in any order, the latest items clicked
+# strictly before `now`, at most `last` of them, oldest first. Clicks of equal time may stand in either order;
+# a repeated item stays. Mind which comes first, leaving out or cutting off, and a `last` of 0.
 #
-# The arm `rank_past` reads such a history. Which line of yours would turn it into that of `rank_late`,
-# and what would have to go wrong for that of `rank_logged`? Write down how much AUC each of the two adds
-# before you scroll back to the table of the three histories: would you notice either leak by its score?
+# Guess how much AUC the histories of `rank_late` and `rank_logged` add, then scroll back: would you notice
+# either leak by its score?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-history", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -3124,12 +2995,10 @@ assert check("ch01-history", history)
 # %% [markdown]
 # ### Exercise 5: undo the sampling
 #
-# Step 6 trains on every click and keeps a share $r$ of the other impressions, which multiplies the odds,
-# $p / (1 - p)$, by $1/r$. Write `corrected`: the chance in the full data, from the `chance` that a model
-# trained on the sample predicts, a number or an array. Mind that the odds shrink, not the chance itself,
-# and what becomes of a chance of exactly 0 or 1.
-#
-# Before you look: if you forget this step, which of AUC, NDCG@10 and log loss change, and which way?
+# Write `corrected`, which undoes the sampling of step 6: from the `chance` that a model trained on the sample
+# predicts, a number or an array, the chance in the full data. Mind that the odds, $p / (1 - p)$, shrink, not
+# the chance itself, and what becomes of 0 and 1. Before you look: if you forget this step, which of AUC,
+# NDCG@10 and log loss change, and which way?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch01-odds", "locked": false, "schema_version": 3, "solution": true, "task": false}
@@ -3179,9 +3048,8 @@ def properties_of_corrected(corrected):
 assert check("ch01-odds", corrected)
 
 # %% [markdown]
-# And the guess? Here are the test impressions of this page's shop, with each product's click rate
-# (`rank_item_ctr`) as if it had been learnt from such a sample: as such a model would predict it, and
-# corrected.
+# And the guess? Here is each product's click rate (`rank_item_ctr`), as a model trained on such a sample
+# would predict it, and corrected.
 
 # %% tags=["page-only", "hide-input"]
 if collection is not None:
@@ -3206,15 +3074,10 @@ if collection is not None:
 # %% [markdown]
 # ## At scale
 #
-# What changes from toy to `full` are the models that read text: the towers of recall become
-# bert-base-chinese, read at its first token; doc2query becomes mT5-base, which samples ten queries for
-# each title; the generators of identifiers become a BART of six and six layers over BERT's tokens, which still
-# starts from the dual encoder's vectors alone (the release's mT5-base is not wired: our beam search decodes a
-# BART); the click models get text vectors from bge-small-zh; and of the relevance models the bi-encoder
-# is BGE-base, the cross-encoder bert-base-chinese and the judge Qwen3-0.6B with low-rank adapters, asked
-# in the manner of Qwen3's own reranker. The tables at the end list every setting; losses, exact index
-# and metrics are the lines above. `full` trains for a fixed number of epochs, where the release stops
-# early.
+# From toy to `full` the models that read text change (see the tables of settings below). The generators are a
+# BART of six and six layers that still starts from the dual encoder's vectors alone (the release's mT5-base
+# is not wired: our beam search decodes a BART). `full` trains for a fixed number of epochs, where the release
+# stops early.
 
 
 # %%
@@ -3298,10 +3161,8 @@ def adapted_judge(settings: RelevanceSettings) -> Judge:
 
 
 # %% [markdown]
-# The arithmetic below builds the full-scale models without allocating them. Hours are floating-point
-# operations (six a parameter and token in training, two for the frozen part of the judge's backward
-# pass saved) over what one GPU of 100 TFLOP/s does at a third of its peak: an order of magnitude, no
-# promise.
+# The arithmetic below builds the full-scale models without allocating them. Hours are six operations a
+# parameter and token, over a third of 100 TFLOP/s: an order of magnitude.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.models import describe
@@ -3381,19 +3242,17 @@ for edition, count in {"Lite": 6_634_118, "full": 18_605_582}.items():
     print(f"exact index, {edition}: {count:,} x {full.width} floats = {size}")
 
 # %% [markdown]
-# An exact index of the full catalogue needs a GPU with that much memory, or host memory, where a query
-# is one matrix product. `small` needs no download but the data: words of Chinese text are characters and
-# pairs of characters, encoders start from nothing, and the latest 50,000 training requests are read.
+# `small` needs no download but the data: words of Chinese text are characters and pairs of characters, and
+# encoders start from nothing.
 #
 # ```bash
 # python data_scripts/kuaisearch.py DIR --tables users,items,recall,relevance   # Lite, 3.1 GB
-# minisearch run 01 --profile small -p data DIR   # one GPU, or a CPU overnight
+# minisearch run 01 --profile small -p data DIR
 # minisearch run 01 --profile full -p data DIR
 # ```
 #
-# The 17 GB of Lite's rank table are not needed: every impression stands in the recall table. Nobody has run
-# `small` or `full` of this chapter on the real files yet; their columns are configuration. The code reads
-# such files (a test writes a shop in the published format and runs every arm on it).
+# Nobody has run `small` or `full` on the real files yet. A test writes a shop in the published format and
+# runs every arm on it.
 
 # %% tags=["page-only", "hide-input"]
 pd.DataFrame(RecallSettings.table()).set_index("setting")

@@ -625,7 +625,7 @@ for name, steps in by_criterion.items():
     for group in chosen.groups:
         print("   ", ", ".join(shop.categories[n] for n in group))
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: information loss, summed over the merges, against the number of groups left. There is no elbow at six. Right: the share of the products' words that a merge displaces, which information loss does not see: by its grouping about half of all words are gone at six positions, by ours a quarter.", "name": "fig-02-merge"}, "image": {"alt": "Left: a line that rises evenly as groups get fewer. Right: two lines of displaced words against the number of groups; that of information loss lies well above that of lost requests everywhere between 12 and 4 groups."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Left: information loss, summed over the merges, against the number of groups left. Is there an elbow at six, the dotted line? Right: the share of the products' words that a merge displaces, which information loss does not see (printed above for six).", "name": "fig-02-merge"}, "image": {"alt": "Left: a line that rises as groups get fewer. Right: two lines of displaced words against the number of groups, one for merging by information loss and one for merging by lost requests."}}
 fig, (left, right) = figure(width=7, height=3.2, columns=2, layout="constrained")
 for number, (name, steps) in enumerate(by_criterion.items()):
     count = [len(step.groups) for step in steps]
@@ -2121,7 +2121,7 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
 # codes; S3 only retrieves, so that its curve starts anew, about where S2 ended, and should keep falling. One that stays above 3 has lost the
 # tie between query and product; look at the identifiers first.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training loss of the last two stages, mean of 20 steps, one live run each. The two kinds of identifiers are learnt about equally fast: what tells them apart is not how well they were trained.", "name": "fig-02-loss"}, "image": {"alt": "Two panels of loss against optimiser step, for stages S2 and S3. In each a line for closed codes and one for words fall side by side."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training loss of the last two stages, mean of 20 steps, one live run each. Are the two kinds of identifiers learnt about equally fast?", "name": "fig-02-loss"}, "image": {"alt": "Two panels of loss against optimiser step, for stages S2 and S3. In each a line for closed codes and one for words."}}
 fig, axes = figure(width=7, height=3.0, columns=2, layout="constrained")
 for ax, stage in zip(axes, ("S2", "S3"), strict=True):
     for number, name in enumerate(("rq_opq", "kae")):
@@ -2223,7 +2223,7 @@ pages.score_table(
 # ### What the grid says
 #
 # What is published rests on the evidence grid: three shops, five seeds of the two main arms, with claims, margins and arms
-# registered before it ran.
+# registered before it ran, after a first grid with a weaker comparator had been stopped.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.showing import claims_markdown
@@ -2288,8 +2288,8 @@ print("(intervals over runs, without the noise of requests, which the claims hav
 #
 # * *As printed, KAE loses to an edited closed codebook.* Words bound at the position of their own group are found far less often than products that
 #   were pinned to an identifier of a closed codebook.
-# * *Ten times as often?* Against the quantiser's own identifiers that depends on the length of the list: about twice as often at 50, the depth that we
-#   registered, and some eighteen times at 10. At 50 a request that names the category finds one of ten products by chance; nothing but the
+# * *Ten times as often?* Against the quantiser's own identifiers that depends on the length of the list (the ratios above): far from it at 50, the depth that we
+#   registered, and well beyond it at 10. At 50 a request that names the category finds one of ten products by chance; nothing but the
 #   comparator's rate near zero makes the ratio at 10 large.
 # * *With the word in front it wins* against the closed codebook. It needs as many codes, all of them at the first position. The change is ours. BM25 with the
 #   word written onto its products still finds more, the dual encoder with it somewhat fewer.
@@ -2358,9 +2358,15 @@ ax.set(
 ax.legend(loc="center right")
 record.figure(fig, "position", "Hit rate by the position of the word.")
 
+# %% tags=["page-only", "hide-input"]
+for length in (1, 2):
+    count = len(np.unique(codes.items[:, :length], axis=0))
+    held = min(1, settings.beam_width / count)
+    print(f"beginnings of {length}: {count}, of which the beams hold {held:.0%}")
+
 # %% [markdown]
 # *Why it falls, and what helps.* The query "yumokor" says one thing, say that position 4 is the new code. Before it come three positions of which the
-# query says nothing. Fifty beams hold fifty of some seventy first codes, but of the products' 700 or so beginnings of two codes a fourteenth,
+# query says nothing. The beams hold most of the first codes, but a small part of the products' beginnings of two codes (counted above),
 # so that whether one of them is that of the ten products is luck. (The groups differ too, those that queries name most coming first; but that is not what
 # makes the difference: bound in front, the same words are found from every group.)
 # What helps is to ask the known first: bind the word *in front*. It is then written before anything has to be guessed, and the trie leaves only its products
@@ -2448,8 +2454,8 @@ for label, arm, suffix in (
 pd.DataFrame(stage).T.round(4)
 
 # %% [markdown]
-# Conversion is orders over clicks. The two controls say how to read the rest. Dropping the inverted index and putting nothing in its place is `stage_dropped`; writing the clicked queries into it,
-# which takes no model at all, is `stage_strong`. What the model brings in its place is to be compared with both.
+# Conversion is orders over clicks. Two arms say how to read the rest. The {term}`control` `stage_dropped` drops the inverted index and puts nothing in its place; the {term}`refuter` `stage_strong` writes the clicked queries into it,
+# which takes no model at all. What the model brings in its place is to be compared with both.
 #
 # ### Where we deviate, and what was tuned
 

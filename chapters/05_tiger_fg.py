@@ -445,7 +445,7 @@ with record.phase("teacher"):
 print(f"the right box of {len(shelves['mosaic']):,}: {among_all.mean():.3f}")
 print(f"the right box of its picture: {within.mean():.3f}")
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Left: the query. Middle: the scene. Right: cosine between the teacher's vector of the query and each patch of the scene. The patches that show the product are the most alike, although query and scene were drawn at another scale and light.", "name": "fig-05-teacher"}, "image": {"alt": "A small picture of an icon, a cluttered picture that contains it, and a map of eight by eight cells, brightest where the icon is."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Left: the query. Middle: the scene. Right: cosine between the teacher's vector of the query and each patch of the scene. Query and scene were drawn at another scale and light.", "name": "fig-05-teacher"}, "image": {"alt": "A small picture of an icon, a cluttered picture that contains it, and a map of eight by eight cells, brighter where a patch is more like the query."}}
 shelf = shelves["mosaic"]
 row = int(shelf.wanted[0][0])
 with torch.inference_mode():
@@ -1330,10 +1330,10 @@ for name in ON_PAGE if arms == "main" else arms.split(","):
     record.metric(f"{name}/teacher within picture@1", float(within.mean()))
 
 # %% [markdown]
-# In the first figure below, the loss of the whole method is a sum of five and has no scale of its own; look at its main part. It starts well below $\ln 128$, that of guessing
-# among the items of a batch, because every tower starts from an eye that sees; it ends below that of the sum, because products of the same mosaic, which the sum can hardly tell apart, are among the wrong answers.
+# In the first figure below, the loss of the whole method is a sum of five and has no scale of its own; look at its main part. It should start well below $\ln 128$, that of guessing
+# among the items of a batch, as every tower starts from an eye that sees, and end below that of the sum: products of the same mosaic, which the sum can hardly tell apart, are among the wrong answers.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Main loss in training, mean of 10 steps, one live run each. The detector's cut-outs are easy, the sum falls slowly, because four products share a picture, and the guided tower leaves it behind once it has begun to tell them apart.", "name": "fig-05-loss"}, "image": {"alt": "Three falling lines of loss against optimiser step; the detector's is lowest, and that of the guided tower falls below that of the sum early on."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Main loss in training, mean of 10 steps, one live run each. The detector's cut-outs are easy; to the sum four products share a picture. When does the guided tower begin to tell them apart?", "name": "fig-05-loss"}, "image": {"alt": "Lines of loss against optimiser step, one for the sum, one for the detector and one for the guided tower."}}
 fig, ax = figure(height=3.2)
 for number, (name, model) in enumerate(MODELS.items()):
     at, loss = model.history.column("q2i")
@@ -1388,7 +1388,7 @@ if "tiger_fg" in MODELS:
     page = looks_html(scenes, "Where the text sends the tower")
 HTML(page)
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Four queries and the first five pictures that two towers find for them; framed is the right listing; the same picture may stand there again for another of its listings. The sum finds pictures of the right colours; the guided tower more often the one with the thing itself.", "name": "fig-05-lists"}, "image": {"alt": "Four rows; in each a small query and, for either of two towers, five mosaics, some of them framed."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "Four queries and the first five pictures that two towers find for them; framed is the right listing; the same picture may stand there again for another of its listings. What do the pictures share with the query, its colours or the thing itself?", "name": "fig-05-lists"}, "image": {"alt": "Four rows; in each a small query and, for either of two towers, five mosaics, some of them framed."}}
 from matplotlib.patches import Rectangle
 
 shelf, pair = (
@@ -1544,7 +1544,7 @@ pd.DataFrame(
 ).T.round(3)
 
 # %% [markdown]
-# What we take from it. Of the rows in this table that are no claim above, most rest on three runs; none was tested.
+# What we take from it. Of the rows in this table that are no claim above, most rest on three runs; none was tested. `sum_longer`, `no_guidance` and `no_slots` are {term}`controls <control>`: no headline says where they lead over the sum.
 #
 # * *Reading before looking works.* On mosaics the guided tower has the product first several times as often as the sum that saw the same mosaics. If the same slots do not read the text, and it is added to what
 #   they found, nothing is left of that, and the pooling no longer points at the product. Twice the steps do not bring the sum there either.
@@ -1600,8 +1600,8 @@ cost = {
 pd.DataFrame(cost).T
 
 # %% [markdown]
-# Counted are multiplications and additions for one listing; on mosaics four listings share a pass over the picture. The detector is taken to cost one such pass;
-# that the guided tower needs fewer operations then is arithmetic, not chance. What a detector may cost at most before the pipeline is the dearer one:
+# Counted are multiplications and additions for one listing; on mosaics four listings share a pass over the picture. The detector is taken to cost one such pass.
+# That the guided tower needs fewer operations then is counted and not a matter of chance: the verdict, interval and p of that claim say no more than this table. Its registered wording has a slip: it has to read *costs at least one pass*, as with a detector that costs next to nothing the pipeline is the cheaper one. What a detector may cost at most before the pipeline is the dearer one:
 
 # %% tags=["page-only", "hide-input"]
 if len(cost) == 3:

@@ -19,8 +19,8 @@
 # the one before has been read. A *search agent* does this: a language model that thinks, types a
 # query, reads what comes back, and goes on until it answers. This chapter trains one as Search-R1
 # {cite:p}`searchr1` does, with reinforcement learning and a reward that looks at the final answer
-# alone. It is the baseline of the four chapters that follow, so that most of the care here goes
-# into making it a good one.
+# alone. The chapters that follow start from it, so that most of the care here goes into making it a
+# good one.
 
 # %% tags=["page-only", "hide-input"]
 import inspect
@@ -106,7 +106,7 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 # between the attempts is luck: which words went into a query, which name was copied out of a
 # passage. Reinforcement learning makes every token of a right attempt likelier, that of a useless
 # search too, and every token of a wrong one less likely. Nothing else happens in this chapter; to
-# tell the tokens apart is what the next four are about.
+# tell the tokens apart is what the next chapters are about.
 #
 # ## What the paper claims
 #
@@ -123,7 +123,7 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 #   it is off;
 # * *ours to ask:* does the policy beat itself as it was before that training?
 #
-# | exact match, Qwen2.5-3B (AutoRefine's table {cite:p}`autorefine`) | NQ | TriviaQA | PopQA | HotpotQA | 2Wiki | MuSiQue | Bamboogle |
+# | exact match, Qwen2.5-3B ({term}`AutoRefine`'s table {cite:p}`autorefine`) | NQ | TriviaQA | PopQA | HotpotQA | 2Wiki | MuSiQue | Bamboogle |
 # |---|---|---|---|---|---|---|---|
 # | answering directly | .106 | .288 | .108 | .149 | .244 | .020 | .024 |
 # | naive RAG | .348 | .544 | .387 | .255 | .226 | .047 | .080 |
@@ -132,7 +132,8 @@ HTML(group_html(start, asked, shown, rewards, example.corpus))
 #
 # The first three question sets take one hop, the last four several. The same baseline has other
 # numbers in other papers' tables: the average of Search-R1 on the 3B instruct model is .325 in
-# GiGPO's, .336 in AutoRefine's and .347 in MR-Search's (there without naming the kind of model).
+# {term}`GiGPO`'s, .336 in AutoRefine's and .347 in {term}`MR-Search`'s (there without naming the
+# kind of model).
 #
 # :::{admonition} What we could and could not read
 # :class: note
@@ -289,10 +290,10 @@ print(f"differs by less than {10 ** np.ceil(np.log10(max(gap, 1e-7))):.0e}")
 #
 # The reward is 1 where the answer, in lower case and without punctuation and articles, equals a
 # right one, and 0 elsewhere: {term}`exact match`. Nothing is said about searches, thoughts or form.
-# A gentler reward gives credit for part of a name: F1, the overlap of words. One trap sits in the
-# extraction of the answer. Search-R1 scores prompt and response together. Its prompt shows an
-# example in answer tags; so it takes the *last* pair, and asks for at least two. With that rule a
-# response scored alone loses its answer.
+# A gentler reward gives credit for part of a name: {term}`F1`, the overlap of words. One trap sits
+# in the extraction of the answer. Search-R1 scores prompt and response together. Its prompt shows
+# an example in answer tags; so it takes the *last* pair, and asks for at least two. With that rule
+# a response scored alone loses its answer.
 
 # %% tags=["page-only", "nbval-check-output"]
 gold = ["Luth Velloa"]
@@ -341,8 +342,8 @@ record.check("the package's advantages are these", same)
 # Every token that the model wrote shares the advantage of its attempt. The loss raises the
 # probability of what is better than its group and lowers that of what is worse, but lets the ratio
 # $\rho_{i,t} = \pi_\theta(y_{i,t} \mid x, y_{i,<t}) / \pi_{\text{old}}(y_{i,t} \mid x, y_{i,<t})$
-# go only so far from 1 before it stops pulling {cite:p}`ppo`. Sums run over the attempts of one
-# minibatch:
+# go only so far from 1 before it stops pulling {cite:p}`ppo`; at toy scale it may rise a little
+# farther than fall, as in {term}`DAPO`. Sums run over the attempts of one minibatch:
 #
 # $$\mathcal{L} = -\frac{1}{\sum_{i,t} m_{i,t}} \sum_{i,t} m_{i,t}
 # \min\bigl(\rho_{i,t} A_i,\; \operatorname{clip}(\rho_{i,t}, 1 - \varepsilon_-, 1 + \varepsilon_+)\, A_i\bigr)
@@ -350,10 +351,10 @@ record.check("the package's advantages are these", same)
 #
 # The mask $m$ is the release's switch. Passages are part of the text that the model conditions on,
 # but it did not choose them. Without the mask, a right answer would teach the model to *write* the
-# passages that happened to be there, and a wrong one to find them improbable. The divergence from
-# a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$ with $d = \log
-# \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. The estimate is known as *k3*; as
-# in Search-R1's code, $d$ is limited to 10 nats either way. At toy scale $\beta = 0$.
+# passages that happened to be there, and a wrong one to find them improbable. The {term}`KL`
+# divergence from a reference model, when it is used, is estimated token by token as $e^{d} - d - 1$
+# with $d = \log \pi_{\text{ref}} - \log \pi_\theta$, which is never negative. The estimate is known
+# as *k3*; as in Search-R1's code, $d$ is limited to 10 nats either way. At toy scale $\beta = 0$.
 
 
 # %%
@@ -489,9 +490,10 @@ print(
 # | `grpo_blind` | as `grpo_em`, but every search, in training and test, brings passages at random |
 # | `grpo_coin` | as `grpo_em`, but the reward is a coin tossed for each text |
 #
-# The last two ought not to work: the first has nothing to search, the second nothing to learn. That
-# training on random rewards *can* raise scores has been seen {cite:p}`spurious`. A name that ends
-# in `@knowing` is the same arm in an encyclopedia half of whose facts the model has met before.
+# The last two, {term}`refuters <refuter>`, ought not to work: one has nothing to search, the other
+# nothing to learn. That training on random rewards *can* raise scores has been seen
+# {cite:p}`spurious`. A name that ends in `@knowing` is the same arm in an encyclopedia half of
+# whose facts the model has met before.
 
 
 # %%
@@ -659,9 +661,9 @@ for name in results:
 # * *Searches an attempt.* Questions of two and three hops need 2.5 on average. Well above that, the
 #   policy asks again for what it did not find; a slide towards 0 or 1 means that it has learnt to
 #   guess.
-# * *Entropy*, in nats a written token, may rise while the policy tries new queries, and falls as it
-#   makes up its mind. A steep late rise is a bad sign: the policy is coming apart. So is 0, where
-#   every attempt is the same, all groups are dead and learning is over.
+# * *Entropy*, in {term}`nats <nat>` a written token, may rise while the policy tries new queries,
+#   and falls as it makes up its mind. A steep late rise is a bad sign: the policy is coming apart.
+#   So is 0, where every attempt is the same, all groups are dead and learning is over.
 # * *Dead groups* are always wrong where questions are too hard, and always right where there is
 #   nothing left to learn. Attempts in them were made in vain. Their share goes up and down with the
 #   questions of a step.
@@ -711,7 +713,7 @@ def watch(histories: dict, panels: dict):
     return fig
 
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far (means of four steps), of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts. The solid run: right answers dip, then climb to about a half and stay there, with dips; searches climb from below two to three; entropy rises a little and falls back; dead groups rise to a half, fall to an eighth and rise again. The dashed run: right answers sink to nothing; searches climb faster, to above three, and fall to nearly one; entropy rises late and steeply, though inside its band, and falls again; in the end all groups are dead."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Training, live on this page: right answers, searches, entropy and dead groups against the attempts made so far (means of four steps), of the run as it should be (solid) and of one at ten times the learning rate (dashed). Shaded: where a healthy run lies.", "name": "fig-07-training"}, "image": {"alt": "Four panels against attempts, right answers, searches, entropy and dead groups, each with a solid line, a dashed one and a shaded band. The table below has their quarters."}}
 if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     RUNS = {
         "as it should be": MODULES["grpo_em"].history,
@@ -720,11 +722,11 @@ if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, HEALTHY), "training", "four curves of training")
 
 # %% [markdown]
-# The failure shows in the right answers and the dead groups once it is too late; entropy never
-# leaves its band. What could have warned us earlier? Four numbers that cost nothing. The first
-# three have logarithmic axes.
+# Right answers and dead groups show the failure once it is too late, and entropy may never leave
+# its band. What could have warned us earlier? Four numbers that cost nothing. The first three have
+# logarithmic axes.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Two of the four tell the runs apart from the first step on. Where all groups of a step are dead, the first three are 0, drawn at the bottom.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts. From the first step on, the dashed run at ten times the learning rate has a divergence from the sampling policy hundreds of times higher and a clipped share more than ten times higher than the solid one. Its well-formed share leaves the band after some three hundred attempts. Its gradient norm stays close to that of the solid run for the first 900 attempts and falls away when its groups are dead."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Early warnings of the same two runs: the norm of the gradient before it is limited, the divergence from the policy that sampled, the share of tokens whose ratio was clipped, and the share of attempts in good form. Which of the four tell the runs apart from the first step on? Where all groups of a step are dead, the first three are 0, drawn at the bottom.", "name": "fig-07-warnings"}, "image": {"alt": "Four panels against attempts, gradient norm, divergence from the sampler, clipped share and well-formed share, each with a solid line and a dashed one. The table below has their quarters."}}
 WARNINGS = {
     "gradient norm": ("gradient norm", "before clipping", None),
     "divergence from the sampler": ("kl to old", "nats a token", None),
@@ -734,10 +736,22 @@ WARNINGS = {
 if "grpo_em" in MODULES and profile in ("smoke", "toy"):
     record.figure(watch(RUNS, WARNINGS), "warnings", "early warnings of a collapse")
 
+# %% tags=["page-only", "hide-input"]
+import pandas as pd
+
+if "grpo_em" in MODULES and profile in ("smoke", "toy"):
+    quarters = {}
+    for panel, (name, *_) in (HEALTHY | WARNINGS).items():
+        for run, history in RUNS.items():
+            values = history.column(name)[1]
+            parts = enumerate(np.array_split(values, 4), 1)
+            row = {f"quarter {n}": f"{x.mean():.2g}" for n, x in parts if len(x)}
+            quarters[panel, run] = {"first step": f"{values[0]:.2g}"} | row
+    display(pd.DataFrame(quarters).T)
+
 # %% [markdown]
-# Divergence and clipped share warn from the first step on. Form follows after a few steps. The norm
-# of the gradient says nothing until it is too late: it stays close to that of the healthy run, and
-# falls once most groups are dead.
+# Look for what differs at the first step: divergence and clipped share should. Form follows later.
+# The norm of the gradient tells little until groups are dead and it falls.
 #
 # ### What the policy learnt
 #
@@ -756,8 +770,6 @@ if "grpo_em" in MODULES and settings.model == "toy":
 # how often BM25 then finds the passage among the two that are read.
 
 # %% tags=["page-only", "hide-input"]
-import pandas as pd
-
 from minisearch.agents.demonstrator import Habits
 from minisearch.agents.report import measured
 
@@ -816,8 +828,8 @@ if "grpo_em" in MODULES and settings.model == "toy":
     display(pd.DataFrame(habits).round(2))
 
 # %% [markdown]
-# Training made the rare habit the rule: queries now come close to all three words. And something
-# that nobody rewards got worse, the form:
+# Training makes the rare habit the rule: look at the words beside the name. And what became of
+# something that nobody rewards, the form?
 
 
 # %% tags=["page-only", "hide-input"]
@@ -844,8 +856,8 @@ if "grpo_em" in MODULES and settings.model == "toy":
             )
 
 # %% [markdown]
-# These are attempts that asked until their searches were used up, and had to answer with nothing in
-# hand.
+# An answer's tag is opened for attempts that asked until their searches were used up, and had to
+# answer with nothing in hand.
 #
 # ## Results
 #
@@ -1049,26 +1061,27 @@ record.figure(fig, "curves", "learning curves over the grid")
 # %% [markdown]
 # ### How much runs differ
 #
-# The next four chapters compare a method with `grpo_em`. How many runs they need depends on how
-# much runs of the same arm differ, and that is measured here: the standard deviation over seeds
-# within an encyclopedia and a model, and the smallest difference of two arms that would be seen in
-# four of five tries, at the 5 % level, with a given number of runs an arm.
+# Chapters 9 to 11 compare a method with the same loop at twice the learning rate, two thirds of the
+# steps and half the test questions, their `grpo`. How many runs that takes depends on how much runs
+# of one arm differ: the standard deviation over seeds within an encyclopedia and a model, and the
+# smallest difference of two arms that would be seen in four of five tries, at the 5 % level, with a
+# given number of runs an arm. Both configurations stand below; `grpo` is from chapter 10's grid.
 
 
 # %% tags=["page-only", "hide-input"]
-def spread(arm: str, metric: str, without: int = 0) -> tuple[float, int]:
+def spread(chapter: str, arm: str, metric: str, out: int = 0) -> tuple[float, int]:
     """Standard deviation over seeds within world and start, pooled; its degrees of freedom.
 
-    `without` leaves out that many runs, those farthest from the mean of their group.
+    `out` leaves out that many runs, those farthest from the mean of their group.
     """
     groups: dict[tuple[int, int], list[float]] = {}
-    for logged in load_cells("07_search_agent"):
+    for logged in load_cells(chapter):
         name, cell = f"{arm}/{metric}", logged.cell
         if name in logged.metrics and not cell.overrides:
             groups.setdefault((cell.world_seed, cell.init_seed), []).append(
                 logged.metrics[name]
             )
-    for _ in range(without):
+    for _ in range(out):
         far = {g: np.abs(np.array(v) - np.mean(v)) for g, v in groups.items()}
         worst = max(far, key=lambda g: far[g].max(), default=None)
         if worst is not None:
@@ -1078,24 +1091,30 @@ def spread(arm: str, metric: str, without: int = 0) -> tuple[float, int]:
     return (float(np.sqrt(squares / freedom)), freedom) if freedom else (np.nan, 0)
 
 
+# %% tags=["page-only", "hide-input"]
+import itertools
+
 rows = {}
-for metric in ("em_greedy", "em_sampled", "em_training"):
-    deviation, freedom = spread("grpo_em", metric)
+GRPO_ARMS = {"grpo_em": "07_search_agent", "grpo": "10_sd_search"}
+for (arm, home), metric in itertools.product(
+    GRPO_ARMS.items(), ("em_greedy", "em_sampled", "em_training")
+):
+    deviation, freedom = spread(home, arm, metric)
     seen = {
         f"{n} runs": (1.96 + 0.84) * deviation * np.sqrt(2 / n) for n in (5, 10, 20, 30)
     }
-    rows[metric] = {
+    rows[arm, metric] = {
         "deviation": deviation,
         "degrees of freedom": freedom,
-        "without one run": spread("grpo_em", metric, without=1)[0],
+        "without one run": spread(home, arm, metric, out=1)[0],
         **seen,
     }
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# More than half of the variance of `em_greedy` comes from a single run, as the deviation without
-# the run that lies farthest off shows. The formula leaves out the noise of the questions, and its
-# 1.96 + 0.84 is that of many runs: for five it is too small.
+# More than half of the variance of `grpo_em` in `em_greedy` comes from a single run, as the
+# deviation without the run that lies farthest off shows. The formula leaves out the noise of the
+# questions, and its 1.96 + 0.84 is that of many runs: for five it is too small.
 
 # %% [markdown]
 # ### An encyclopedia half known
@@ -1352,16 +1371,10 @@ if settings.model == "toy":
 # one that happened to fail eight times counts as hopeless for ever. Compare the line of groups of
 # 8 with the share that was observed. Larger groups promise more than these lines say.
 #
-# :::{admonition} What came out, at this page's seeds
+# :::{admonition} What came out for us
 # :class: dropdown
-# | questions, group | right, last five steps | right, all steps | dead, first four steps |
-# |---|---|---|---|
-# | 8, 8 | .44 | .36 | .25 |
-# | 16, 4 | .47 | .37 | .53 |
-# | 32, 2 | .41 | .29 | .82 |
-#
-# One run each. Twice as many groups are dead with 4, and training is no worse: each live group is
-# another question. With pairs most attempts are made in vain, and training falls behind.
+# One run each, not logged: with 4 many more groups were dead, and training was no worse: each live
+# group is another question. With pairs most attempts were made in vain, and training fell behind.
 # :::
 #
 # ### Exercise 4: where the clip lets go

@@ -98,9 +98,9 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 #
 # | exact match, mean of seven sets | 3B | 7B |
 # |---|---|---|
-# | AutoRefine, base | .405 | |
-# | MR-Search, base | .414 | .460 |
-# | Thinker, instruct, taught by a model of 72B | .430 | .452 |
+# | {term}`AutoRefine`, base | .405 | |
+# | {term}`MR-Search`, base | .414 | .460 |
+# | {term}`Thinker`, instruct, taught by a model of 72B | .430 | .452 |
 # | SD-Search, base | .428 | .471 |
 # | SD-Search, instruct | .427 | .476 |
 # | SD-Search, base, without the labels of right and wrong | .414 | |
@@ -108,7 +108,7 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 # | base, with thinking, documents and answers in view | .398 | |
 # | base, the passages that a query brings in place of the block | .394 | |
 # | base, the own attempt alone in the block; all but it | .418; .423 | |
-# | base, forward KL; reverse KL; squared difference | .418; .414; .407 | |
+# | base, forward {term}`KL`; reverse KL; squared difference | .418; .414; .407 | |
 # | base, at all tokens that the model wrote | .421 | |
 #
 # AutoRefine and MR-Search learn from outcomes alone, Thinker also from the steps that a larger model marked. At 3B SD-Search is on a par with Thinker, without the large teacher. Over five seeds of the 3B base model it has .428 ± .008, AutoRefine .404 ± .008; what ± is, the notes do not say. (Thinker's .452 and the rows of changed blocks from .394 to .423 are worked out from differences.) Searches do not get more, so that the gain is put down to better queries. In a group whose attempts are all right or all wrong the labels have no contrast, say the authors. Training takes 15.5 % longer; answering costs nothing more.
@@ -127,7 +127,7 @@ HTML(group_html(start, shown_asked[mixed], shown[part], rewards, example.corpus)
 # | $x$, $G$ | a question in its prompt; attempts at it | `question`, `settings.group` |
 # | $y_{<t}$ | what an attempt has before its token $t$ | `batch.ids` |
 # | $\ell_i$ | label of attempt $i$: right or wrong | `Attempt.correct` |
-# | $\varrho$ | F1 above which an answer is right | `settings.threshold` |
+# | $\varrho$ | {term}`F1` above which an answer is right | `settings.threshold` |
 # | $H$ | hindsight block | `Hint.block` |
 # | $\pi_\theta$, $\operatorname{stop}$ | the policy; no gradient goes through | `lm.model`, `no_grad` |
 # | $p_S$, $p_T$, $M$ | distribution of the next token: student, teacher, their mean | `student`, `teacher`, `middle` |
@@ -478,7 +478,7 @@ print(
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# *gradient* is the norm of the gradient at the student's logits, that of the JSD set to one: at the same weight the other divergences pull much harder. Where do the two differ? The wrong attempt of the group above whose queries the teacher would change most: on each query token its divergence in nats.
+# *gradient* is the norm of the gradient at the student's logits, that of the JSD set to one: at the same weight the other divergences pull much harder. Where do the two differ? The wrong attempt of the group above whose queries the teacher would change most: on each query token its divergence in {term}`nats <nat>`.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.agents.viewer import tokens_html
@@ -907,7 +907,7 @@ pd.Series(sure, name="entropy").to_frame().round(2)
 # %% [markdown]
 # How single queries fare, on questions of this page:
 
-# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. With true labels others are lowered more than good ones on average, with shuffled labels or none by less; both kinds spread widely.", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good queries and others, with a dark line for each mean. With true labels the mean of the others lies clearly below that of the good ones, with shuffled labels less so, and without labels both are near nought."}}
+# %% tags=["page-only", "hide-input"] mystnb={"figure": {"caption": "By how much the teacher raises or lowers a query of a mixed group, one dot a query, good queries and others, with three blocks. Dark lines are means. Is the mean of the good ones above that of the others, and with which block?", "name": "fig-10-ratio"}, "image": {"alt": "Three panels of dots in two columns, good queries and others, with a dark line for each mean. The grid's means are in the table of step 6."}}
 from minisearch.plots import COLORS, figure
 
 fig, axes = figure(width=7, height=3.2, columns=3, sharey=True, layout="constrained")
@@ -935,7 +935,7 @@ record.figure(fig, "ratio", "what the teacher prefers")
 # | arm | what it does |
 # |---|---|
 # | `look`, `cold` | the teacher, and how the model answers, before training |
-# | `grpo` | chapter 7's: exact match, nothing added |
+# | `grpo` | chapter 7's loop and reward, nothing added; by this chapter's sweep at twice the rate, and two thirds of the steps |
 # | `sd` | the paper's loss as we read it, weight .3 (the paper: .001, with models, steps and rates of another size) |
 # | `sft`, `heavier`, `surer`, `labels_shuffled` | the four simpler reasons of step 5 |
 # | `labels_none`, `own_only`, `leave_one_out` | another block: no labels; the own line alone; all but the own |
@@ -1059,7 +1059,9 @@ if {"grpo", "sd"} <= set(MODULES):
 PARTS = ("generate", "retrieve", "score", "update")
 whole = {a: sum(grid_mean(f"seconds/{a}/{p}") for p in PARTS) for a in ("grpo", "sd")}
 if whole["grpo"] > 0:
-    print(f"and {whole['sd'] / whole['grpo'] - 1:.0%} over the grid's runs")
+    print(f"and {whole['sd'] / whole['grpo'] - 1:.0%} over the grid's runs; of these,")
+    wrote = {arm: grid_mean(f"seconds/{arm}/generate") for arm in whole}
+    print("writing, the same work:", {a: f"{s:.0f} s" for a, s in wrote.items()})
 cost.round(1)
 
 # %% [markdown]
@@ -1068,12 +1070,12 @@ cost.round(1)
 # %% [markdown]
 # ### Too much of it
 #
-# With ten times the weight, does anything break, and what goes first? Quarters of training, means over the runs that all three arms have. In the first one no arm is taught yet. `too long` counts attempts that did not fit into the context with their block.
+# With ten times the weight, does anything break, and what goes first? Quarters of training, means over the runs that all arms of the table have. In the first one no arm is taught yet. `too long` counts attempts that did not fit into the context with their block.
 
 # %% tags=["page-only", "hide-input"]
 QUARTERS = [f"quarter {n}" for n in range(1, 5)]
 warning = {}
-for arm in ("grpo", "sd", "sd_10x"):
+for arm in ("grpo", "sd", "sd_10x", "surer", "labels_shuffled"):
     for what in ("entropy", "divergence"):
         values = {q: grid_mean(f"{arm}/{what}/{q}", (0,)) for q in QUARTERS}
         warning[arm, what] = values | (
@@ -1108,7 +1110,7 @@ pages.score_table(record.metrics, results, SHOWN)
 # %% [markdown]
 # ### What the grid says
 #
-# `em_training` is the area under the learning curve: how often attempts were right over the whole of training.
+# `em_training` is the mean of the learning curve: how often attempts were right over the whole of training.
 
 # %% tags=["page-only", "hide-input"]
 from minisearch.showing import claims_markdown
@@ -1125,20 +1127,34 @@ print(
 pages.arm_table("10_sd_search", SHOWN)
 
 # %% [markdown]
-# These are means over different numbers of runs. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
+# These are means over different numbers of runs. `grpo` is one baseline in chapters 9, 10 and 11, the same code, questions and seeds: the luck of its runs is in all three verdicts. Fair is what an arm has over another in the runs that both have, with the same encyclopedia, model and seed. Runs that share an encyclopedia are not independent, so that the standard errors are the smallest they can be.
 
 # %% tags=["page-only", "hide-input"]
 ran = dict.fromkeys(log.cell.arm for log in load_cells("10_sd_search"))
 plain = [arm for arm in ran if "@" not in arm and arm not in ("look", "cold", "grpo")]
-pages.paired_table("10_sd_search", plain, "grpo", ["em_training", "em_greedy"])
+TESTED = ["em_training", "em_greedy", "em_sampled"]
+pages.paired_table("10_sd_search", plain, "grpo", TESTED)
 
 # %% [markdown]
 # And over `sd`:
 
 # %% tags=["page-only", "hide-input"]
 others = [arm for arm in plain if arm != "sd"]
-pages.paired_table("10_sd_search", others, "sd", ["em_training", "em_greedy"])
+pages.paired_table("10_sd_search", others, "sd", TESTED)
 
+
+# %% [markdown]
+# How much of the gain the registered interval of `labels` leaves to the labels:
+
+# %% tags=["page-only", "hide-input"]
+from minisearch.claims import Card
+from minisearch.showing import to_json
+
+claims = {c["id"]: c for c in to_json(Card.read("10_sd_search"))["claims"]}
+gain, interval = claims["sd-over-grpo"]["effect"], claims["labels"]["interval"]
+if gain and interval:
+    low, high = interval
+    print(f"{low:+.4f} to {high:+.4f} of {gain:+.4f}: at most {high / gain:.0%}")
 
 # %% [markdown]
 # In parts, over `grpo`: the first four steps, in which `sd` is GRPO, and the last fourteen.
@@ -1191,7 +1207,7 @@ record.figure(fig, "curves", "learning curves over the grid")
 #
 # If it is the contrast of labels that teaches, the gain should grow with the share of mixed groups. Here that share is set by choosing questions of three hops by how often first attempts fail at them; beside them are the questions that nobody chose, in runs of the same seed.
 
-# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means (places that nearly coincide are drawn a little apart). The gain does not grow with the share; it is larger on hard questions.", "name": "fig-10-dose"}, "image": {"alt": "Three columns of six dots and their means against the share of mixed groups, .50 with 95 % hard questions, .63 with 50 % and with none chosen: means of two hundredths for both kinds of hard questions, below one hundredth for those nobody chose."}}
+# %% tags=["page-only"] mystnb={"figure": {"caption": "Gain of hindsight over GRPO in right answers while training, by the share of mixed groups in GRPO's training: dots are runs, paired by encyclopedia, model and seed, squares their means (places that nearly coincide are drawn a little apart). The gain does not grow with the share; it is larger on hard questions.", "name": "fig-10-dose"}, "image": {"alt": "Three columns of six dots and their means against the share of mixed groups, smallest with 95 % hard questions: the means of both kinds of hard questions lie above that of those nobody chose."}}
 fig, ax = figure(height=3.4)
 for n, kind in enumerate(("@hard95", "@hard50", "")):
     gains = pages.paired(
@@ -1217,15 +1233,14 @@ record.figure(fig, "dose", "gain by share of mixed groups")
 # %% [markdown]
 # ### What we take from it
 #
-# * *It helps a little, while training.* With hindsight a policy is right slightly more often over the course of training, as the first claim says; on questions of three hops that are hard for it to begin with, about twice as much. In the test, in another encyclopedia, it answers no more.
-# * *It is not who was right.* With labels handed out at random the policy gains about as much over GRPO (`labels_shuffled`), although the teacher is another one: with true labels in the prompt new attempts at mixed questions are right far more often, and with random ones hardly. So there is a better teacher, and its student does not learn from it what makes it better. Two reasons can be seen in step 6. What the teacher prefers are for the most part queries of right attempts: the block `own`, without any sibling, has most of that preference, and `others`, which shows the siblings alone, less than half. But whose attempt was right GRPO teaches already. And the loss sees a token by itself: it pulls towards what the teacher would write *here*, not towards the attempt that it would make. The teacher moves with its student besides: their divergence falls by a few hundredths at most, and is no measure of what was learnt.
-# * *Nor the siblings.* In six runs each, the own attempt's line alone (`own_only`) does no worse than the whole block, and the siblings without it (`leave_one_out`) do nothing that can be seen. Differences of a hundredth are within what six runs differ by. The gain does not grow with the share of mixed groups either.
-# * *Nor just any sharpening.* With a block, true or not, entropy falls faster in training than with GRPO alone, and it was near at hand that a surer policy is simply right more often. `surer`, which sharpens without any block, is level with `sd` in its first steps. Then it runs away: its teacher is surer than its student wherever the student goes, where that of a block comes to rest. In the last quarter its entropy is half that of GRPO, and in the test it loses more than a tenth. At this weight sharpening is no substitute, and whether a milder one were was not tested.
-# * *More weight for queries does as much.* `heavier`, GRPO's own advantage once more at query tokens, gains as much while training as far as can be told, without a teacher, and is ahead of all others in the greedy test. That last comparison was not registered.
-# * *A sample was worth more than the distribution.* Plain cross-entropy at the queries of right attempts (`sft`) beats `sd` clearly over the course of training, for a third of the further cost. A part of that lead is the wait of a quarter of training, as the paper has it: `sd_now`, which does not wait, gains twice as much as `sd`, and is still behind `sft`. It is a lead in speed: the curves meet at the end, and in the test they are level.
-# * *Of the other teachers none is better.* `unmasked`, which has seen a whole right attempt, and `all_positions` are level with `sd` in six runs; `documents`, which has seen what the query will bring, is worse in each of them: it has hardly an opinion on queries. At the weight of `sd` both Kullback-Leibler divergences ruin the policy, and squared differences are behind in each run. They pull several times as hard there (step 4), so that this says nothing of their kind.
+# * *It helps a little, while training.* With hindsight a policy is right slightly more often over the course of training, as the first claim says; on questions of three hops that are hard for it to begin with, six runs each, by more. In the test, in another encyclopedia, no lead is seen.
+# * *Is it who was right?* The claim is inconclusive: with labels handed out at random (`labels_shuffled`) the policy gains about as much over GRPO, and no more than the share printed above is left to the labels. And yet the teacher is another one: with true labels in the prompt new attempts at mixed questions are right far more often, and with random ones hardly. That its student learns what makes it better is not seen. Two reasons can be seen in step 6. What the teacher prefers are for the most part queries of right attempts: the block `own`, without any sibling, has most of that preference, and `others`, which shows the siblings alone, less than half. But whose attempt was right GRPO teaches already. And the loss sees a token by itself: it pulls towards what the teacher would write *here*, not towards the attempt that it would make. The teacher moves with its student besides: their divergence falls by a few hundredths at most, and is no measure of what was learnt.
+# * *Is it the siblings?* Six runs each cannot say. The own attempt's line alone (`own_only`) is ahead of the whole block, by twice its error, and of the siblings without it (`leave_one_out`) no effect can be seen. The gain does not grow with the share of mixed groups either.
+# * *Is it any sharpening?* With a block, true or not, entropy falls faster in training than with GRPO alone, and it was near at hand that a surer policy is simply right more often. `surer`, which sharpens without any block, is level with `sd` in its first steps. Then it runs away: its teacher is surer than its student wherever the student goes, where that of a block comes to rest. In the last quarter its entropy is half that of GRPO, and in the test it is far behind. At this weight sharpening is no substitute, and whether a milder one were was not tested.
+# * *More weight for queries may do as much.* `heavier`, GRPO's own advantage once more at query tokens, cannot be told from `sd` while training, nor from `grpo`, has no teacher, and is ahead of all others in the greedy test. That last comparison was not registered.
+# * *Plain cross-entropy does better.* At the queries of right attempts (`sft`) it beats `sd` clearly over the course of training, for less further cost. A part of that lead is the wait of a quarter of training, as the paper has it: `sd_now`, which does not wait, gains more than `sd`, and is still behind `sft`. It is a lead in speed: the curves meet at the end, and in the test no lead is seen.
+# * *Other teachers.* `unmasked`, which has seen a whole right attempt, and `all_positions` are level with `sd` in six runs; `documents`, which has seen what the query will bring, is worse in each of them: it has hardly an opinion on queries. At the weight of `sd` both Kullback-Leibler divergences ruin the policy, and squared differences are behind in each run. They pull several times as hard there (step 4), so that this says nothing of their kind.
 # * *Ten times the weight* ruins the policy from the third quarter of training on. The divergence gives no warning, as it falls: student and teacher go astray together. Entropy does, which falls faster than with `sd` as soon as the loss is on.
-# * *What it costs* is counted above: at this size a step takes half as long again, and more.
 #
 # ### Where we deviate, and what was tuned
 
@@ -1368,7 +1383,7 @@ assert check("ch10-mask", queries_of)
 # %% [markdown]
 # ### Exercise 3: how much does shuffling change?
 #
-# `labels_shuffled` hands out a group's labels at random. Write `stays`: the probability that after shuffling *every* attempt has the label that it had. Then: in which groups is the control the method itself? With one right attempt of eight, how many labels change on average?
+# The {term}`refuter` `labels_shuffled` hands out a group's labels at random. Write `stays`: the probability that after shuffling *every* attempt has the label that it had. Then: in which groups is this refuter the method itself? With one right attempt of eight, how many labels change on average?
 
 
 # %% tags=["page-only", "exercise"] nbgrader={"grade": false, "grade_id": "ch10-shuffle", "locked": false, "schema_version": 3, "solution": true, "task": false}

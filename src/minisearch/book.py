@@ -147,6 +147,13 @@ def scoreboard() -> str:
     return scoreboard_markdown()
 
 
+def changes() -> str:
+    """What was changed in the registrations of all cards, as Markdown."""
+    from minisearch.showing import changes_markdown
+
+    return changes_markdown()
+
+
 def toy(block: str) -> str:
     """One block of the page on the agent chapters' toy world and models, as Markdown."""
     from minisearch.agents.report import page_blocks
@@ -154,7 +161,11 @@ def toy(block: str) -> str:
     return page_blocks()[block]()
 
 
-GENERATED: dict[str, Callable[[], str]] = {"chapters": chapter_table, "scoreboard": scoreboard}
+GENERATED: dict[str, Callable[[], str]] = {
+    "chapters": chapter_table,
+    "scoreboard": scoreboard,
+    "changes": changes,
+}
 
 
 # --- the Sphinx extension -------------------------------------------------------------------

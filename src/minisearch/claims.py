@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
-from datetime import date
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
 from minisearch.cells import Cell, expand, parse_range
 from minisearch.errors import InputError, one_of
+from minisearch.schema import checked
 from minisearch.stats import ClaimType
 from minisearch.storage import project_root
 
 FEWEST_SEEDS = {True: 5, False: 3}  # of a trained arm in a primary claim, in a secondary one
+# Fields of a claim that say how to show it: no part of what was registered.
+NOTES = ("measure", "units", "whose", "counted", "erratum")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Claim:
     """One sentence that can turn out false; `margin` is the threshold of a ratio claim.
 
     An equivalence claim with further arms `among` says that any two of all its arms are equivalent.
+
+    Notes, which may be written later: the metric in words (`measure`), what its rows are (`units`),
+    `whose` claim it is where `paper_value` does not tell, whether the effect is `counted`, without
+    chance in it, and an `erratum` of the text, which stays as it was registered.
     """
 
     text: str
@@ -61,6 +68,16 @@ class Claim:
     paper_where: str = ""
     grade: str = ""
     among: tuple[str, ...] = ()
+    measure: str = ""
+    units: str = ""
+    whose: str = ""
+    counted: bool = False
+    erratum: str = ""
+
+    @property
+    def owner(self) -> str:
+        """Whose claim it is: "the paper's" or "ours", and what of it is not."""
+        return self.whose or ("ours" if self.paper_value == "none" else "the paper's")
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -128,8 +145,19 @@ class ProfileCost:
 
 @dataclass(frozen=True)
 class Registered:
+    """The commit that fixed claims, and its time in UTC; a later one names its `claims`."""
+
     date: str
     commit: str
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was changed of a registration or found wrong in it, and when (UTC)."""
+
+    date: str
+    what: str
 
 
 @dataclass(frozen=True)
@@ -151,6 +179,8 @@ class Card:
     profiles: tuple[ProfileCost, ...]
     assets: tuple[str, ...] = ()
     registered: Registered | None = None
+    registered_later: tuple[Registered, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @classmethod
     def read(cls, chapter: str) -> Card:
@@ -173,7 +203,7 @@ class Card:
             raise InputError(str(path), found, "YAML", "correct the syntax.") from error
         if not isinstance(content, dict):
             raise InputError(str(path), type(content).__name__, "named fields", "see other cards.")
-        card: Card = _checked(cls, {"chapter": chapter, **content}, path.name)
+        card: Card = checked(cls, {"chapter": chapter, **content}, path.name)
         card._check(path.name)
         return card
 
@@ -194,13 +224,25 @@ class Card:
         named = [(f"arms, {name}", arm.claim) for name, arm in self.arms.items() if arm.claim]
         for need, precondition in self.preconditions.items():
             named += [(f"preconditions, {need}", claim) for claim in precondition.claims]
+        named += [("registered", claim) for entry in self.registrations for claim in entry.claims]
         for place, claim_id in named:
             if claim_id not in self.claims:
                 raise one_of(f"{where}, {place}, claim", claim_id, list(self.claims))
         for name, claim in self.claims.items():
             self._check_claim(f"{where}, claims, {name}", claim)
+        self._check_dates(where)
+
+    def _check_dates(self, where: str) -> None:
+        dates = [entry.date for entry in self.registrations] + [c.date for c in self.changes]
+        for date in dates:
+            if not re.fullmatch(r"\d{4}-\d\d-\d\d(T\d\d:\d\d:\d\dZ)?", date):
+                expected = "a day or a time such as 2026-01-02T03:04:05Z"
+                raise InputError(f"{where}, date", date, expected, "write it in UTC.")
 
     def _check_claim(self, where: str, claim: Claim) -> None:
+        if not claim.owner.startswith(("ours", "the paper's")):
+            expected = "ours or the paper's, and then what differs"
+            raise InputError(f"{where}, whose", claim.whose, expected, "begin with one of them.")
         for arm in claim.arms:
             self._known(where, arm)
         if claim.among and claim.type != "equivalence":
@@ -224,6 +266,16 @@ class Card:
     def _known(self, where: str, arm: str) -> None:
         if arm not in self.arms:
             raise one_of(f"{where}, arm", arm, list(self.arms))
+
+    @property
+    def registrations(self) -> tuple[Registered, ...]:
+        """The registration, and later ones of further claims."""
+        return (self.registered, *self.registered_later) if self.registered else ()
+
+    def registered_on(self, claim: str) -> str | None:
+        """When a claim was registered; None if it was not."""
+        later = [entry.date for entry in self.registered_later if claim in entry.claims]
+        return max(later or [entry.date for entry in self.registrations[:1]], default=None)
 
     @property
     def primary(self) -> Claim:
@@ -297,6 +349,9 @@ class Card:
             for entry in content[group].values():
                 if not entry[name]:
                     del entry[name]
+        for entry in content["claims"].values():
+            for note in NOTES:
+                del entry[note]
         registered = json.dumps(content, sort_keys=True)
         return hashlib.sha256(registered.encode()).hexdigest()[:16]
 
@@ -304,59 +359,3 @@ class Card:
 def cards_folder() -> Path:
     """Where cards, their results and (in `logs/`) their logs are kept."""
     return project_root() / "book" / "cards"
-
-
-def _checked(kind: Any, value: Any, where: str) -> Any:
-    """A value from YAML in the shape of a type annotation; InputError where it differs."""
-    origin, inside = get_origin(kind), get_args(kind)
-    if type(None) in inside:
-        return None if value is None else _checked(inside[0], value, where)
-    if origin is Literal:
-        if value not in inside:
-            raise one_of(where, str(value), list(inside))
-        return value
-    if origin is tuple or (origin is dict and is_dataclass(inside[1])):
-        if not isinstance(value, list):
-            raise InputError(
-                where, type(value).__name__, "a list", "write one item a line, with -."
-            )
-        if origin is tuple:
-            return tuple(_checked(inside[0], v, f"{where}[{n}]") for n, v in enumerate(value))
-        return _by_id(inside[1], value, where)
-    if is_dataclass(kind):
-        return _fields(kind, value, where)
-    if origin is not None:
-        kind = dict
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is str and isinstance(value, date):
-        return value.isoformat()
-    if type(value) is not kind:
-        found, remedy = f"{value!r} ({type(value).__name__})", "correct it; put text in quotes."
-        raise InputError(where, found, kind.__name__, remedy)
-    return value
-
-
-def _by_id(kind: Any, rows: list[Any], where: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for number, row in enumerate(rows):
-        place = f"{where}[{number}]"
-        name = row.get("id") if isinstance(row, dict) else None
-        if not isinstance(name, str) or name in found:
-            raise InputError(f"{place}.id", repr(name), "a name of its own", "give each an id.")
-        rest = {key: value for key, value in row.items() if key != "id"}
-        found[name] = _checked(kind, rest, place)
-    return found
-
-
-def _fields(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise InputError(where, type(value).__name__, "named fields", "write name: value lines.")
-    hints = get_type_hints(kind)
-    for name in value:
-        if name not in hints:
-            raise one_of(f"{where}, field", str(name), list(hints))
-    for spec in fields(kind):
-        if spec.default is MISSING and spec.name not in value:
-            raise InputError(f"{where}.{spec.name}", "nothing", "a value", f"add {spec.name}.")
-    return kind(**{name: _checked(hints[name], v, f"{where}.{name}") for name, v in value.items()})

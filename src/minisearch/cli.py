@@ -45,6 +45,24 @@ Parameters = Annotated[
     typer.Option("-p", "--parameter", metavar="NAME VALUE", help="A parameter of the chapter."),
 ]
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"minisearch {version('minisearch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
 _GRID = "By default those of the card's grid; for the arm main, the page's."
 
 
@@ -240,14 +258,16 @@ def card(
 
 
 def _show(chapters: Iterable[str]) -> None:
-    """Print cards: the box of each, then all its claims."""
+    """Print cards: the box of each, all its claims, then the rest of it."""
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from minisearch.showing import card_box, claims_markdown
+    from minisearch.showing import card_box, card_details, claims_table
 
     for name in chapters:
-        Console().print(Markdown(f"# {name}\n\n{card_box(name)}\n\n{claims_markdown(name)}"))
+        parts = [f"# {name}", card_box(name), claims_table(name)]
+        parts += [f"## {title}\n\n{text}" for title, text in card_details(name).items()]
+        Console().print(Markdown("\n\n".join(parts)))
 
 
 def _recheck(cards: Iterable[Card], cheap: bool, beside: Path | None) -> None:
@@ -340,10 +360,11 @@ def doctor() -> None:
 
     bad = False
     for finding in examine():
-        colour, state = ("green", "OK") if finding.ok else ("red", "FAIL")
+        colour, state = ("red", "FAIL") if finding.required else ("yellow", "-")
+        colour, state = ("green", "OK") if finding.ok else (colour, state)
         typer.secho(f"{state:<6}", fg=colour, nl=False)
         typer.echo(f"{finding.name}{'' if finding.required else ' (optional)'}: {finding.detail}")
         if not finding.ok:
-            typer.echo(f"      fix: {finding.fix}")
+            typer.echo(f"      {'fix' if finding.required else 'to add it'}: {finding.fix}")
         bad |= finding.required and not finding.ok
     raise typer.Exit(int(bad))

@@ -128,6 +128,21 @@ def read_logs(folder: Path, chapter: str) -> Logs:
     return Logs(records, frame, content["rechecks"])
 
 
+def read_dates(folder: Path, chapter: str) -> tuple[dict[str, str], str | None]:
+    """When the first cell of each arm began, and when cells last gave equal numbers again.
+
+    Cells with overrides do not count. Rows are not read; without a log there is nothing.
+    """
+    path = folder / f"{chapter}.cells.json"
+    content = read_json(path) if path.is_file() else {"cells": [], "rechecks": []}
+    first: dict[str, str] = {}
+    for stored in content["cells"]:
+        cell = Cell.from_dict(stored["cell"])
+        if not cell.overrides:
+            first[cell.arm] = min(stored["date"], first.get(cell.arm, stored["date"]))
+    return first, max((check["date"] for check in content["rechecks"]), default=None)
+
+
 def write_logs(logs: Logs, folder: Path, chapter: str) -> None:
     """Write a chapter's log: `<chapter>.parquet` and `<chapter>.cells.json`.
 

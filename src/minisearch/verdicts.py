@@ -110,25 +110,62 @@ def _tested(card: Card, logs: Logs, claim: Claim) -> dict[str, Any]:
     if missing or not cells:
         return {"verdict": "NOT-RUN", "missing_cells": missing}
     per_query = all(_has_rows(logs, cell, claim.metric) for cell in cells)
-    alone = not per_query and len({cell.seed for cell in cells}) == 1
-    strata = list(dict.fromkeys(_stratum(cell, alone) for cell in cells))
-    values: dict[str, list[stats.Array]] = {arm: [] for arm in claim.arms}
-    for stratum in strata:
-        here = [cell for cell in cells if _stratum(cell, alone) == stratum]
-        matrix = _query_values(logs, here, claim) if per_query else _cell_means(logs, here, claim)
-        for arm in claim.arms:
-            values[arm].append(matrix[[cell.arm == arm for cell in here]])
+    trained = any(card.arms[arm].seeds == "trained" for arm in claim.arms)
+    alone = trained and len({cell.seed for cell in cells}) == 1
+    blocks = _blocks(logs, cells, claim, per_query)
+    values, runs = _by_stratum(blocks, per_query, alone)
     result = _any_two(claim, values) if claim.among else _one_pair(claim, values)
     result |= {f"{axis}s": len({getattr(cell, f"{axis}_seed") for cell in cells}) for axis in _AXES}
-    if not per_query:
-        method = f"{result['method']}, of cell means without query noise"
-        result |= {"method": method, "queries": 0}
-    return result
+    method = result["method"]
+    if alone:
+        method = f"{method.removesuffix(' over seeds')} over {runs}, as there is one seed"
+        result["seeds"] = 1
+    if not per_query or runs == "worlds":
+        method += ", of cell means without query noise"
+        result["queries"] = 0
+    return result | {"method": method}
 
 
-def _stratum(cell: Cell, alone: bool) -> tuple[int, ...]:
-    """A world and a checkpoint; with one training seed and no rows, checkpoints tell the noise."""
-    return (cell.world_seed,) if alone else (cell.world_seed, cell.init_seed)
+def _blocks(
+    logs: Logs, cells: list[Cell], claim: Claim, per_query: bool
+) -> dict[str, list[list[stats.Array]]]:
+    """For each arm, world and checkpoint the values of its runs. Shape: (S, Q) each."""
+    worlds = list(dict.fromkeys(cell.world_seed for cell in cells))
+    inits = list(dict.fromkeys(cell.init_seed for cell in cells))
+    read = _query_values if per_query else _cell_means
+    blocks: dict[str, list[list[stats.Array]]] = {arm: [] for arm in claim.arms}
+    for world in worlds:
+        here = [cell for cell in cells if cell.world_seed == world]
+        matrix = read(logs, here, claim)
+        for arm in claim.arms:
+            of = [(cell.arm, cell.init_seed) for cell in here]
+            blocks[arm].append([matrix[[one == (arm, init) for one in of]] for init in inits])
+    return blocks
+
+
+def _by_stratum(
+    blocks: dict[str, list[list[stats.Array]]], per_query: bool, alone: bool
+) -> tuple[dict[str, list[stats.Array]], str]:
+    """Matrices of independent strata, and what their rows are.
+
+    Checkpoints of a world answer the same queries, so that a row is the mean of a seed's runs from
+    each of them. Means without queries are independent between checkpoints, each a stratum. Where
+    trained arms have one seed, only checkpoints tell the noise of training, and with one of
+    them only the worlds do.
+    """
+    values: dict[str, list[stats.Array]] = {}
+    for arm, worlds in blocks.items():
+        if alone and len(worlds[0]) > 1:
+            values[arm] = [np.concatenate(inits) for inits in worlds]
+        elif alone:
+            values[arm] = [np.array([[inits[0].mean()] for inits in worlds])]
+        elif per_query:
+            values[arm] = [np.mean(inits, axis=0) for inits in worlds]
+        else:
+            values[arm] = [matrix for inits in worlds for matrix in inits]
+    some = next(iter(blocks.values()))
+    runs = "seeds" if not alone else "checkpoints" if len(some[0]) > 1 else "worlds"
+    return values, runs
 
 
 def _one_pair(claim: Claim, values: dict[str, list[stats.Array]]) -> dict[str, Any]:

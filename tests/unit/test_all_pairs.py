@@ -215,7 +215,7 @@ def test_pages_name_the_decisive_pair(made_card: MadeCard):
         "among": ("bm25", "cross"),
     }
     assert (claim["decisive"], len(claim["pairs"])) == (found["decisive"], 6)
-    assert f"], decisive of 6 pairs: {' - '.join(found['decisive'])} |" in (
+    assert f" in recall@50, decisive of 6 pairs: {' - '.join(found['decisive'])} |" in (
         table := showing.claims_markdown(CHAPTER)
     )
     assert "equivalence of any two (0.05)" in table

@@ -138,6 +138,15 @@ def test_every_page_and_chapter_stands_in_the_table_of_contents() -> None:
     assert {path.stem for path in CHAPTERS} <= set(planned)
 
 
+def test_the_sidebar_has_the_number_and_name_of_the_plan() -> None:
+    plan = [row for part in yaml.safe_load(page("plan.yaml")) for row in part["chapters"]]
+    names = {f"chapters/{row['file']}": f"{int(row['file'][:2])} {row['title']}" for row in plan}
+    toc = [row for part in yaml.safe_load(page("_toc.yml"))["parts"] for row in part["chapters"]]
+    titles = {row["file"]: row.get("title") for row in toc if row["file"] in names}
+    assert len(titles) == len(CHAPTERS)
+    assert titles == {file: names[file] for file in titles}
+
+
 def test_every_data_package_is_credited() -> None:
     pins = (ROOT / "requirements-assets.txt").read_text(encoding="utf-8")
     names = re.findall(r"^([\w-]+)==", pins, re.M)

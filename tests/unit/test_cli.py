@@ -184,8 +184,12 @@ def test_cards_as_text_and_as_json(project, card, capsys):
     assert claims[0]["verdict"] == "NOT-RUN"
     assert call("card", "--all", "--json") == 0
     assert json.loads(capsys.readouterr().out) == claims
+    assert claims[0]["regimes"][0]["dials"] == "calibrated"
     assert call("card") == 0
-    assert "NOT-RUN" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "NOT-RUN" in shown
+    assert "the temperature; we use 1" in shown
+    assert "details" not in shown
 
 
 @pytest.mark.parametrize(("outcome", "status"), [("equal", 0), ("different", 1)])
@@ -236,10 +240,19 @@ def test_doctor_fails_only_for_what_is_required(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", lambda: iter([good, optional]))
     assert call("doctor") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "OK    Python: 3.11.7", "FAIL  GPU (optional): none", "      fix: buy one",
+        "OK    Python: 3.11.7", "-     GPU (optional): none", "      to add it: buy one",
     ]  # fmt: skip
     monkeypatch.setattr(doctor, "examine", lambda: iter([good, bad]))
     assert call("doctor") == 1
+    out = capsys.readouterr().out
+    assert "FAIL  disk: 1 GiB free\n      fix: free some space" in out
+
+
+def test_the_program_tells_its_version(capsys):
+    from importlib.metadata import version
+
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"minisearch {version('minisearch')}\n"
 
 
 def test_doctor_looks_at_this_machine():

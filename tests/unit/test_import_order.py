@@ -21,6 +21,7 @@ ORDER = [
     "data.qa", "data.factbook", "data.images", "tasks",
     "worlds", "worlds.shop_catalogue", "worlds.shop_truth", "worlds.shop_log", "worlds.shop",
     "worlds.stored", "worlds.dictionary", "worlds.shop_statistics", "worlds.market",
+    "worlds.needs", "worlds.online",
     "worlds.wiki_relations", "worlds.wiki", "worlds.icon_drawing", "worlds.icons",
     "worlds.icon_sets",
     "index", "retriever", "identifiers", "objectives", "lit",
@@ -32,7 +33,7 @@ ORDER = [
     "agents.demonstrator", "agents.curriculum", "agents.probes", "agents.evidence",
     "agents.report", "agents.viewer",
     "recorder", "agents.study", "agents.queries", "agents.screening",
-    "cells", "claims", "logs", "verdicts", "showing", "cards", "pages",
+    "cells", "schema", "claims", "logs", "verdicts", "showing", "cards", "pages",
     "chapters", "doctor", "worker", "runs", "book", "classroom", "cli",
 ]  # fmt: skip
 

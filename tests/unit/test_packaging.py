@@ -156,6 +156,19 @@ def test_help_names_every_target_a_reader_uses():
 
 
 @needs_make
+def test_make_leaves_apt_alone_when_told_to(tmp_path):
+    calls = tmp_path / "calls"
+    for tool in ("apt-get", "sudo", "env", "id"):
+        _script(tmp_path / tool, f'echo "$0 $*" >>{calls}')
+    for tool in ("sh", "sed", "uname"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    assert _make("APT=0", "chromium", PATH=str(tmp_path)).returncode == 0
+    assert not calls.exists()
+    assert _make("chromium", PATH=str(tmp_path)).returncode == 0
+    assert "apt-get install" in calls.read_text()
+
+
+@needs_make
 def test_make_says_what_is_missing_without_a_suitable_python(tmp_path):
     _script(tmp_path / "python3", "echo 'shim: python3: command not found' >&2; exit 127")
     for tool in ("sh", "sed", "tail", "uname"):
