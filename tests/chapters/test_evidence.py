@@ -26,7 +26,7 @@ STILL_TO_RUN: dict[str, tuple[str, ...]] = {
         "dpo", "dpo_then_tpma",
     ),
     "06_csmcir": (
-        "generic", "flat", "wrong", "random", "low", "no_ageing", "ageing", "one_sum", "sum",
+        "generic", "flat", "random", "low", "no_ageing", "ageing", "one_sum", "sum",
         "concat",
     ),
     "09_search_e1": (
