@@ -120,7 +120,7 @@ def _headline(claim: Mapping[str, Any]) -> str:
         text = f"counted, {'as' if claim['verdict'] == 'SUPPORTED' else 'not as'} claimed"
     elif decided:
         text += f"{' after Holm' if _withdrawn(claim) else ''} at toy scale"
-    winners = [r["arm"] for r in claim["refuters"] if r["wins"] and r["role"] == "refuter"]
+    winners = [f"`{r['arm']}`" for r in claim["refuters"] if r["wins"] and r["role"] == "refuter"]
     if winners and claim["verdict"] == "SUPPORTED":
         text += f", but {' and '.join(winners)}, which ought not to work, wins too"
     return text + "".join(f" ({flag})" for flag in claim["flags"])
@@ -234,7 +234,7 @@ def _rivals(claim: Mapping[str, Any], role: str) -> tuple[str, str]:
     """Whether the claim, said of a control or refuter in the method's place, holds as well."""
     told = {"SUPPORTED": "wins", "CONTRADICTED": "does not", "INCONCLUSIVE": "undecided"}
     found = [
-        f"{rival['arm']}: {told.get(rival['verdict'], 'not run')}"
+        f"`{rival['arm']}`: {told.get(rival['verdict'], 'not run')}"
         + ("" if rival["effect"] is None else f" ({rival['effect']:+.4f})")
         for rival in claim["refuters"]
         if rival["role"] == role

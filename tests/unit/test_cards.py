@@ -760,7 +760,7 @@ def test_pages_tell_effect_verdict_and_scale(gathered):
     assert "| This page | 3.5 minutes |" in box
     assert "| Last verified | not since it ran |" in box
     assert "met" in box
-    assert "| Refuters in its place | shuffled: does not (-0." in box
+    assert "| Refuters in its place | `shuffled`: does not (-0." in box
     assert "Controls in its place" not in box  # the card has none
     table = showing.claims_markdown(CHAPTER)
     assert "non-inferiority (0.02)" in table
@@ -779,7 +779,7 @@ def test_a_refuter_that_wins_too_stands_in_the_headline(card_file: Path, root: P
     run_grid(Card.read(CHAPTER), root, shuffled=0.62)
     cards.collect(CHAPTER)
     cards.publish(CHAPTER)
-    assert "but shuffled, which ought not to work, wins too" in showing.scoreboard_markdown()
+    assert "but `shuffled`, which ought not to work, wins too" in showing.scoreboard_markdown()
 
 
 def test_results_of_another_registration_are_not_shown(gathered, card_file: Path):
